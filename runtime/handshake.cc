@@ -1,0 +1,168 @@
+#include "runtime/handshake.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "runtime/sockets.h"
+#include "runtime/wire/codec.h"
+
+namespace towline::runtime {
+namespace {
+
+using base::ErrorKind;
+using base::Expected;
+using base::fail;
+using wire::FrameHeader;
+using wire::FrameType;
+
+template <typename T>
+void append(std::vector<std::byte>& into, const T& value) {
+  const auto bytes = std::as_bytes(std::span(&value, 1));
+  into.insert(into.end(), bytes.begin(), bytes.end());
+}
+
+// The next frame, which must be of `wanted` type; a refusal becomes the error that it is.
+Expected<std::vector<std::byte>> expect(Lane& lane, FrameType wanted, const Uri& target) {
+  const auto received = lane.receive_header();
+  if (!received.ok() && received.error().kind == ErrorKind::kCorrupt) {
+    return fail(ErrorKind::kCorrupt, "handshake",
+                fmt::format("'{}' does not answer as a Towline target does: {}", target.to_string(),
+                            received.error().detail));
+  }
+  if (!received.ok() && received.error().errno_value == EAGAIN) {
+    return fail(
+        ErrorKind::kDisconnected, "handshake",
+        fmt::format("'{}' took the connection and says nothing; is it a Towline target, and "
+                    "alive?",
+                    target.to_string()));
+  }
+  const auto header = TRY(received);
+  if (!header.has_value()) {
+    return fail(ErrorKind::kDisconnected, "handshake",
+                fmt::format("'{}' closed the connection instead of answering; is it a Towline "
+                            "target that waits for a migration?",
+                            target.to_string()));
+  }
+  auto payload = TRY(lane.receive_payload(*header));
+  if (header->type == FrameType::kRefuse) {
+    return fail(ErrorKind::kRefused, "handshake", text_of(payload));
+  }
+  if (header->type != wanted) {
+    return fail(ErrorKind::kCorrupt, "handshake",
+                fmt::format("'{}' answered with {} where {} was due", target.to_string(),
+                            wire::to_string(header->type), wire::to_string(wanted)));
+  }
+  return payload;
+}
+
+base::Outcome check_reply(const wire::HelloReply& reply, const wire::Hello& hello,
+                          const LaneIdentity& identity, const Uri& target) {
+  if (identity.secret.empty()) {
+    if (reply.wants_proof) {
+      return fail(ErrorKind::kRefused, "handshake",
+                  fmt::format("'{}' was started with a secret; give the same one to the source "
+                              "(--secret FILE)",
+                              target.to_string()));
+    }
+    return base::Done{};
+  }
+  const Mac expected = lane_proof(identity.secret, Prover::kTarget, hello, reply.nonce);
+  if (!equal_in_constant_time(expected, reply.proof)) {
+    return fail(ErrorKind::kRefused, "handshake",
+                fmt::format("'{}' does not know this migration's secret; give both sides the same "
+                            "--secret FILE",
+                            target.to_string()));
+  }
+  return base::Done{};
+}
+
+}  // namespace
+
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+std::string text_of(std::span<const std::byte> bytes) {
+  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  // A peer's words end on a user's terminal: no control characters.
+  std::replace_if(
+      text.begin(), text.end(),
+      [](char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\n') || c == 0x7f; }, '?');
+  return text;
+}
+
+Mac lane_proof(std::span<const std::byte> secret, Prover prover, const wire::Hello& hello,
+               std::span<const std::byte> target_nonce) {
+  std::vector<std::byte> message;
+  const std::string_view word = prover == Prover::kSource ? "towline source" : "towline target";
+  const auto word_bytes = bytes_of(word);
+  message.insert(message.end(), word_bytes.begin(), word_bytes.end());
+  message.insert(message.end(), hello.id.begin(), hello.id.end());
+  append(message, hello.epoch);
+  append(message, hello.role);
+  append(message, hello.lane);
+  message.insert(message.end(), hello.nonce.begin(), hello.nonce.end());
+  message.insert(message.end(), target_nonce.begin(), target_nonce.end());
+  if (hello.attempt != 0) {
+    append(message, hello.attempt);
+  }
+  return hmac_sha256(secret, message);
+}
+
+namespace {
+
+// The handshake on a lane that is connected.
+Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const LaneIdentity& identity,
+                                       std::uint8_t number) {
+  wire::Hello hello;
+  hello.role = lane.role();
+  hello.lane = number;
+  hello.has_secret = !identity.secret.empty();
+  hello.features = kFeatures;
+  hello.id = identity.id;
+  hello.epoch = identity.epoch;
+  hello.incarnation = identity.incarnation;
+  hello.attempt = identity.attempt;
+  random_bytes(hello.nonce);
+  FrameHeader header;
+  header.type = FrameType::kHello;
+  TRY(lane.send(header, wire::encode_hello(hello)));
+
+  const auto answer = TRY(expect(lane, FrameType::kHelloReply, target));
+  const auto reply = TRY(wire::decode_hello_reply(answer));
+  TRY(check_reply(reply, hello, identity, target));
+  if (reply.wants_proof) {
+    header.type = FrameType::kProof;
+    TRY(lane.send(header, lane_proof(identity.secret, Prover::kSource, hello, reply.nonce)));
+  }
+  TRY(expect(lane, FrameType::kLaneReady, target));
+  return reply;
+}
+
+}  // namespace
+
+Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& options,
+                               const LaneIdentity& identity, wire::LaneRole role,
+                               std::uint8_t number, const std::function<void(Lane*)>& shaking) {
+  auto fd = TRY(connect_to(target, options.connect_timeout));
+  set_receive_timeout(fd.get(), options.handshake_timeout);
+  auto lane = std::make_unique<Lane>(std::move(fd), role, wire::Direction::kToSource);
+  if (shaking) {
+    shaking(lane.get());
+  }
+  auto shaken = shake_hands(*lane, target, identity, number);
+  if (shaking) {
+    shaking(nullptr);
+  }
+  const auto reply = TRY(std::move(shaken));
+  set_receive_timeout(lane->fd(), std::chrono::milliseconds(0));
+  if (role == wire::LaneRole::kBulk) {
+    tune_bulk(lane->fd());
+  }
+  return OpenedLane{std::move(lane), reply};
+}
+
+}  // namespace towline::runtime

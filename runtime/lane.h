@@ -1,0 +1,79 @@
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/sync.h"
+#include "runtime/wire/codec.h"
+#include "runtime/wire/format.h"
+
+namespace towline::runtime {
+
+/// One connection of a migration: frames over a blocking socket.
+///
+/// Threads: any may send (one frame at a time, in the order of the calls); one receives; any may
+/// shut it down, which makes a blocked send or receive return at once.
+class Lane {
+ public:
+  /// `incoming` is the direction of what is received here.
+  Lane(base::OwnedFd fd, wire::LaneRole role, wire::Direction incoming)
+      : fd_(std::move(fd)), role_(role), incoming_(incoming) {}
+
+  /// Sends a frame; sets length and checksum from `payload`. Errors: kDisconnected.
+  base::Outcome send(wire::FrameHeader header, std::span<const std::byte> payload = {});
+
+  /// Sends `parts` as they are: frames that were encoded by the caller, in one flight.
+  base::Outcome send_parts(std::vector<iovec> parts);
+
+  /// The next frame's header; nullopt when the peer closed between frames.
+  ///
+  /// Errors: kDisconnected (reset, closed inside a frame), kCorrupt (see decode_header()).
+  base::Expected<std::optional<wire::FrameHeader>> receive_header();
+
+  /// The whole payload of `header`, checksum verified, where it was received: valid until the next
+  /// call. Errors: kDisconnected, kCorrupt.
+  base::Expected<std::span<const std::byte>> view_payload(const wire::FrameHeader& header);
+
+  /// As view_payload(), as a copy.
+  base::Expected<std::vector<std::byte>> receive_payload(const wire::FrameHeader& header);
+
+  /// Ends both directions; later calls fail. The descriptor stays open until the lane goes.
+  void shutdown();
+
+  [[nodiscard]] wire::LaneRole role() const { return role_; }
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+  [[nodiscard]] std::uint64_t bytes_sent() const { return sent_; }
+
+  [[nodiscard]] std::uint64_t bytes_received() const { return received_; }
+
+ private:
+  // Receives until `wanted` bytes are in the buffer; false: the peer closed before the first.
+  base::Expected<bool> fill(std::size_t wanted);
+
+  base::OwnedFd fd_;
+  wire::LaneRole role_;
+  wire::Direction incoming_;
+  base::Mutex send_mutex_;
+  // The receiving thread's own: bytes [begin, end) of the buffer were received and not yet taken.
+  // Small frames come many to a system call, and a page is used where it lies.
+  std::vector<std::byte> buffer_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+  std::atomic<std::uint64_t> sent_{0};
+  std::atomic<std::uint64_t> received_{0};
+};
+
+/// Whether `payload` is what its header's checksum says.
+base::Outcome verify_payload(const wire::FrameHeader& header, std::span<const std::byte> payload);
+
+}  // namespace towline::runtime

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/units.h"
+
+namespace towline::runtime {
+
+/// When the vCPUs go over.
+enum class SwitchPolicy : std::uint8_t {
+  kImmediate,  ///< No pre-pass at all.
+  kAfterPass,  ///< As soon as the pre-pass is done.
+  kManual,     ///< When told (migrate-start-postcopy).
+};
+
+/// What a target does with its guest when the source does not come back.
+enum class SourceLoss : std::uint8_t {
+  kWait,    ///< For ever: who touches a missing page waits.
+  kPoison,  ///< What is missing becomes an error to touch; the guest runs on with the rest.
+  kGiveUp,  ///< The guest is ended.
+};
+
+std::string_view to_string(SourceLoss policy);
+std::optional<SourceLoss> source_loss_named(std::string_view name);
+
+/// tcp:HOST:PORT, tcp:[::1]:PORT, unix:PATH.
+struct Uri {
+  enum class Kind : std::uint8_t { kTcp, kUnix };
+  Kind kind = Kind::kTcp;
+  std::string host;        ///< kTcp: name or address without brackets.
+  std::uint16_t port = 0;  ///< kTcp: 0 lets the listener choose.
+  std::string path;        ///< kUnix.
+
+  /// Errors: kRefused; names the value and the three forms.
+  static base::Expected<Uri> parse(const std::string& text);
+
+  [[nodiscard]] std::string to_string() const;
+
+  /// 127.0.0.0/8, ::1, "localhost" or a unix path: nothing beyond this host can reach it.
+  [[nodiscard]] bool is_local() const;
+};
+
+/// Who holds the guest's memory besides the source's process, so that it outlives that process.
+struct PageServerChoice {
+  enum class Kind : std::uint8_t {
+    kNone,    ///< Nobody: a source that dies in post-copy takes the missing pages with it.
+    kOwn,     ///< A process of its own, started with `command`.
+    kDaemon,  ///< One that listens at the unix socket `path`.
+  };
+  Kind kind = Kind::kNone;
+  std::string path;                  ///< kDaemon.
+  std::vector<std::string> command;  ///< kOwn: what to execute; "--socket-fd N" is added.
+
+  /// "none", "own", "unix:PATH". Errors: kRefused; names the value and the three forms.
+  static base::Expected<PageServerChoice> parse(const std::string& text);
+
+  [[nodiscard]] std::string to_string() const;
+};
+
+/// Everything that can be set for one migration, with unit, default and reason.
+struct MigrationOptions {
+  SwitchPolicy switch_policy = SwitchPolicy::kManual;
+  std::uint32_t passes = 1;                  ///< Passes over memory before the switch, 0..16.
+  std::uint32_t bulk_lanes = 2;              ///< 1..16. One thread each on both sides.
+  std::uint64_t max_bandwidth = 0;           ///< Pre-pass, bytes/s over all lanes; 0: no limit.
+  std::uint64_t max_postcopy_bandwidth = 0;  ///< Bulk lanes after the switch, bytes/s; 0: no limit.
+  std::uint64_t switch_page_budget = 300;    ///< Last dirty delta that is small enough. Pages.
+  std::chrono::milliseconds switch_wait{200};         ///< Longest wait for such a delta.
+  std::chrono::milliseconds handshake_timeout{5000};  ///< A peer that says nothing is dropped.
+  std::chrono::milliseconds connect_timeout{5000};
+  bool auto_recover = true;  ///< Reconnect by itself when the link was lost in post-copy.
+  std::chrono::milliseconds heartbeat{100};  ///< A sign of life each way, in post-copy.
+  /// Data that the peer's kernel does not acknowledge for so long: the link is dead.
+  std::chrono::milliseconds patience{250};
+  /// A peer whose kernel acknowledges and whose process says nothing for so long is frozen.
+  std::chrono::milliseconds frozen_patience{5000};
+  std::chrono::seconds reconnect_deadline{0};  ///< Reconnecting ends then; 0: never.
+  /// The target pauses the move when its control group has less than so much left. Bytes.
+  std::uint64_t memory_reserve = 64U << 20U;
+  std::vector<Uri> alternates;  ///< Further addresses of the same target, tried in turn.
+  SourceLoss source_loss = SourceLoss::kWait;     ///< At the target. Can change at any time.
+  std::chrono::seconds source_loss_deadline{60};  ///< Paused for so long: it is done.
+  PageServerChoice page_server;                   ///< Source.
+  bool postcopy_enabled = true;                   ///< QEMU's postcopy-ram capability.
+  std::optional<std::string> secret;  ///< From --secret FILE: proves both ends to each other.
+};
+
+}  // namespace towline::runtime

@@ -1,0 +1,107 @@
+#include "runtime/page_server.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/clock.h"
+#include "runtime/crc32c.h"
+
+namespace towline::runtime {
+namespace {
+
+using base::ErrorKind;
+using base::fail;
+using base::Outcome;
+using base::PageCount;
+using base::PageIndex;
+using base::PageRange;
+using wire::FrameHeader;
+using wire::FrameType;
+
+std::uint32_t saturated_ns(base::Duration duration) {
+  return static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(duration.count(), 0, std::numeric_limits<std::uint32_t>::max()));
+}
+
+}  // namespace
+
+PageServer::PageServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, OwedPages& owed,
+                       PushOrder& order, SourceCounters& counters,
+                       std::function<void(const base::Error&)> lost)
+    : lane_(std::move(lane)),
+      memory_(memory),
+      owed_(owed),
+      order_(order),
+      counters_(counters),
+      lost_(std::move(lost)),
+      buffer_(wire::kMaxPagesPerRequest * base::kSmallPage.value) {
+  thread_ = base::NamedThread("tl-serve", [this] { run(); });
+}
+
+PageServer::~PageServer() {
+  stop();
+  thread_.join();
+}
+
+void PageServer::run() {
+  const auto ended = serve();
+  lost_(ended.ok() ? base::Error{ErrorKind::kDisconnected, 0, "receive",
+                                 "the target closed the urgent lane"}
+                   : ended.error());
+}
+
+Outcome PageServer::serve() {
+  while (true) {
+    const auto header = TRY(lane_->receive_header());
+    if (!header.has_value()) {
+      return base::Done{};
+    }
+    if (header->type != FrameType::kRequest || !open_) {
+      return fail(ErrorKind::kCorrupt, "serve",
+                  fmt::format("{} is not due now", wire::to_string(header->type)));
+    }
+    TRY(answer(*header));
+  }
+}
+
+Outcome PageServer::answer(const FrameHeader& request) {
+  const base::Instant since = base::system_clock().now();
+  const PageRange range{PageIndex{request.first}, PageCount{request.count}};
+  if (!memory_.layout().valid(range)) {
+    return fail(ErrorKind::kCorrupt, "serve",
+                fmt::format("pages [{}, +{}) were asked for; there are {} in regions",
+                            request.first, request.count, memory_.layout().pages().value));
+  }
+  const bool sweep = (request.flags & wire::kFlagSweep) != 0;
+  for (std::uint64_t page = range.first.value; page < range.end().value; ++page) {
+    [[maybe_unused]] const bool was_owed = owed_.take(PageIndex{page});
+    if (!sweep) {
+      order_.on_demand(PageIndex{page});
+    }
+  }
+  const std::span<std::byte> bytes(buffer_.data(), range.count.value * base::kSmallPage.value);
+  TRY(memory_.read(range, bytes));
+  FrameHeader header;
+  header.flags = static_cast<std::uint16_t>(wire::kFlagDemanded | (sweep ? wire::kFlagSweep : 0));
+  header.first = request.first;
+  header.count = request.count;
+  header.round = wire::kPostcopyRound;
+  const bool zero = all_zero(bytes);
+  header.type = zero ? FrameType::kZeros : FrameType::kPages;
+  const auto spent = base::system_clock().now() - since;
+  header.service_ns = saturated_ns(spent);
+  counters_.requests += range.count.value;
+  counters_.service_ns_sum += static_cast<std::uint64_t>(spent.count());
+  if (zero) {
+    counters_.zeros += range.count.value;
+    return lane_->send(header);
+  }
+  counters_.normal += range.count.value;
+  counters_.after_switch += range.count.value;
+  return lane_->send(header, bytes);
+}
+
+}  // namespace towline::runtime

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "runtime/options.h"
+
+/// Sockets as this project wants them: close-on-exec, tuned, with errors that name the address.
+namespace towline::runtime {
+
+/// Connects within `timeout`; the result is blocking.
+///
+/// Errors: kDisconnected with the reason ("Connection refused", "timed out after 5000 ms").
+base::Expected<base::OwnedFd> connect_to(const Uri& target, std::chrono::milliseconds timeout);
+
+struct Listening {
+  base::OwnedFd fd;  ///< Non-blocking.
+  Uri at;            ///< With the real port.
+};
+
+/// Binds and listens. A stale unix socket that nobody answers on is replaced; a live one is not.
+///
+/// Errors: kRefused, naming the address and the remedy ("port in use").
+base::Expected<Listening> listen_at(const Uri& at);
+
+/// Removes a unix socket's name. Anything else of that name is left alone.
+void remove_socket(const std::string& path);
+
+/// Lane settings: no delay, keep-alive, a bound on unacknowledged data. No effect on unix sockets.
+void tune_lane(int fd);
+
+/// Bulk lanes: keeps little unsent data in the kernel, so that what is sent next is decided late.
+void tune_bulk(int fd);
+
+base::Outcome set_blocking(int fd, bool blocking);
+
+/// Reads give up after `timeout`; zero waits for ever.
+void set_receive_timeout(int fd, std::chrono::milliseconds timeout);
+
+}  // namespace towline::runtime

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "runtime/memory_layout.h"
+#include "runtime/ports.h"
+
+namespace towline::runtime {
+
+/// Guest memory as the source reads it: through its files.
+///
+/// Threads: any.
+class SourceMemory {
+ public:
+  SourceMemory(const std::vector<Region>& regions, const MemoryLayout& layout)
+      : regions_(regions), layout_(layout) {}
+
+  /// Copies pages out; a hole gives zeros and stays a hole. `range` lies in one region. While the
+  /// guest runs, only a copy may be tested, summed and sent: the page itself changes meanwhile.
+  base::Outcome read(base::PageRange range, std::span<std::byte> into) const;
+
+  /// The pages where they lie. Only for a parked guest, and only pages that exist: touching a hole
+  /// through a mapping fills it.
+  [[nodiscard]] std::span<const std::byte> in_place(base::PageRange range) const;
+
+  /// The first run of pages in `range` (one region) that may hold anything but zeros.
+  [[nodiscard]] base::Expected<std::optional<base::PageRange>> next_data(
+      base::PageRange range) const;
+
+  [[nodiscard]] const MemoryLayout& layout() const { return layout_; }
+
+ private:
+  const std::vector<Region>& regions_;  // The machine's; it outlives the migration.
+  MemoryLayout layout_;
+};
+
+}  // namespace towline::runtime

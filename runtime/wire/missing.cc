@@ -1,0 +1,142 @@
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "runtime/crc32c.h"
+#include "runtime/wire/codec.h"
+
+namespace towline::runtime::wire {
+namespace {
+
+using base::PageCount;
+using base::PageIndex;
+using base::PageRange;
+
+base::Err<base::Error> corrupt(std::string detail) {
+  return base::fail(base::ErrorKind::kCorrupt, "read missing pages", std::move(detail));
+}
+
+void set_bits(std::vector<std::byte>& bitmap, std::uint64_t first, std::uint64_t count) {
+  for (std::uint64_t bit = first; bit < first + count; ++bit) {
+    bitmap[bit / 8] |= static_cast<std::byte>(1U << (bit % 8));
+  }
+}
+
+bool bit_of(std::span<const std::byte> bitmap, std::uint64_t bit) {
+  return ((std::to_integer<unsigned>(bitmap[bit / 8]) >> (bit % 8)) & 1U) != 0;
+}
+
+std::uint64_t bits_up_to_last(std::span<const std::byte> bitmap) {
+  std::uint64_t bits = bitmap.size() * 8;
+  while (bits > 0 && !bit_of(bitmap, bits - 1)) {
+    --bits;
+  }
+  return bits;
+}
+
+std::vector<PageRange> runs_of(std::span<const std::byte> bitmap, PageIndex first) {
+  std::vector<PageRange> runs;
+  const std::uint64_t bits = bitmap.size() * 8;
+  std::uint64_t at = 0;
+  while (at < bits) {
+    if (!bit_of(bitmap, at)) {
+      ++at;
+      continue;
+    }
+    const std::uint64_t begin = at;
+    while (at < bits && bit_of(bitmap, at)) {
+      ++at;
+    }
+    runs.push_back(PageRange{PageIndex{first.value + begin}, PageCount{at - begin}});
+  }
+  return runs;
+}
+
+// As a bitmap: for the windows whose runs would be larger.
+MissingFrame encode_bitmap(const std::vector<PageRange>& runs) {
+  MissingFrame frame;
+  const PageIndex first = runs.front().first;
+  frame.payload.resize((runs.back().end().value - first.value + 7) / 8);
+  for (const PageRange& run : runs) {
+    set_bits(frame.payload, run.first.value - first.value, run.count.value);
+    frame.header.count += run.count.value;
+  }
+  frame.header.flags = kFlagBitmap;
+  frame.header.length = static_cast<std::uint32_t>(frame.payload.size());
+  frame.header.first = first.value;
+  frame.header.payload_crc = crc32c(frame.payload);
+  return frame;
+}
+
+}  // namespace
+
+std::optional<MissingFrame> encode_missing(const NextMissing& next_missing, PageIndex from,
+                                           PageCount total) {
+  std::vector<PageRange> runs;
+  PageIndex end{total.value};  // Of the window, once its first page is known.
+  PageIndex at = from;
+  RunsWriter writer;
+  bool fits = true;
+  while (at < end) {
+    const auto run = next_missing(at, PageCount{end.value - at.value});
+    if (!run.has_value() || run->first >= end) {
+      break;
+    }
+    if (runs.empty()) {
+      end = PageIndex{std::min(total.value, run->first.value + kMaxPagesPerBitmap)};
+    }
+    const PageRange part{run->first,
+                         PageCount{std::min(run->end().value, end.value) - run->first.value}};
+    runs.push_back(part);
+    fits = fits && writer.add(part);
+    at = part.end();
+  }
+  if (runs.empty()) {
+    return std::nullopt;
+  }
+  MissingFrame frame;
+  const std::uint64_t bitmap_bytes = (runs.back().end().value - runs.front().first.value + 7) / 8;
+  if (fits) {
+    auto written = writer.take();
+    if (written.payload.size() <= bitmap_bytes) {
+      frame.header = written.header;
+      frame.payload = std::move(written.payload);
+    } else {
+      frame = encode_bitmap(runs);
+    }
+  } else {
+    frame = encode_bitmap(runs);
+  }
+  frame.header.type = FrameType::kMissing;
+  frame.next = runs.back().end();
+  return frame;
+}
+
+base::Expected<std::vector<PageRange>> decode_missing(const FrameHeader& header,
+                                                      std::span<const std::byte> payload,
+                                                      PageCount total) {
+  if ((header.flags & kFlagBitmap) == 0) {
+    return decode_runs(header, payload, total);
+  }
+  if (payload.empty() || payload.size() > kMaxRunsPayload || header.first >= total.value) {
+    return corrupt(fmt::format("a bitmap of {} bytes from page {} of {}", payload.size(),
+                               header.first, total.value));
+  }
+  // Before the bits become page numbers: those near 2^64 would wrap.
+  if (bits_up_to_last(payload) > total.value - header.first) {
+    return corrupt(fmt::format("a bitmap from page {} names pages beyond the {} there are",
+                               header.first, total.value));
+  }
+  std::vector<PageRange> runs = runs_of(payload, PageIndex{header.first});
+  std::uint64_t pages = 0;
+  for (const PageRange& run : runs) {
+    pages += run.count.value;
+  }
+  if (pages != header.count) {
+    return corrupt(fmt::format("a bitmap names {} pages, the header says {}", pages, header.count));
+  }
+  return runs;
+}
+
+}  // namespace towline::runtime::wire

@@ -1,0 +1,359 @@
+"""A page server holds the guest's memory: a source that dies in post-copy costs one reconnect."""
+import os
+import pathlib
+import signal
+import socket
+import unittest
+
+import fd_store
+import moves
+import qmp
+import relay
+import vm
+import waiting
+import wire
+
+
+class Server:
+    """A page server that a source started: nobody's child, looked at through its control socket."""
+
+    def __init__(self, pid, path):
+        self.pid = pid
+        self.path = path
+        self._qmp = None
+
+    @property
+    def qmp(self):
+        if self._qmp is None:
+            self._qmp = qmp.Qmp(self.path, self.alive)
+        return self._qmp
+
+    def alive(self):
+        try:
+            with open(f'/proc/{self.pid}/stat', encoding='ascii') as stat:
+                return stat.read().rsplit(')', 1)[1].split()[0] != 'Z'
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def ledger(self):
+        """A path of the file in which the source leaves its words."""
+        folder = pathlib.Path(f'/proc/{self.pid}/fd')
+        return next(one for one in folder.iterdir() if 'towline-ledger' in os.readlink(one))
+
+    def wait_end(self):
+        waiting.until(lambda: not self.alive(), f'the end of page server {self.pid}')
+
+    def kill(self):
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.wait_end()
+
+    def close(self):
+        if self._qmp:
+            self._qmp.close()
+        self.kill()
+
+
+class PageServerCase(moves.MoveCase):
+    AUTO_RECOVER = True
+
+    def pair(self, page_server='own', **_options):
+        self.source = self.run_vm('source', append=moves.with_facts(moves.STILL),
+                                  extra=('--page-server', page_server))
+        self.guest = moves.Guest(self.source)
+        self.target, address = self.listening('target')
+        self.relay = self.closing(relay.Relay(address))
+        self.uri = self.relay.uri
+        self.guest.wait_for('guest.start')
+
+    def seen(self):
+        """What the source says of its page server."""
+        return self.source.qmp.migration().get('x-towline', {}).get('page-server', {})
+
+    def server(self):
+        """The one that stands by now."""
+        found = waiting.until(lambda: self.seen() if self.seen().get('stands-by') else None,
+                              'a page server')
+        return self.closing(Server(found['pid'], f'{self.source.qmp_path}.pages'))
+
+    def in_postcopy(self, page_server='own', **parameters):
+        self.pair(page_server)
+        self.begin(x_towline_switch='immediate',
+                   **{'max_postcopy_bandwidth': moves.SLOW, **parameters})
+        self.target.qmp.wait_status('postcopy-active')
+        self.source.qmp.wait_status('postcopy-active')
+        return self.server()
+
+    def source_dies(self):
+        self.source.kill()
+        self.relay.cut()
+
+    def wait_heir(self, server):
+        """It serves the target in its source's place."""
+        waiting.until(lambda: server.qmp.migration().get('x-towline', {}).get('recoveries'),
+                      'the heir')
+
+    def said(self, words):
+        """The page server writes where its source wrote."""
+        self.source.err.wait_for(lambda line: words in line, words)
+
+    def all_is_right(self, target=None):
+        """The guest is whole, at the target, with nobody else left."""
+        target = target or self.target
+        target.qmp.wait_status('completed')
+        self.guest.moved_to(target)
+        since = self.guest.wait_reports(1)
+        self.guest.sweep()
+        self.guest.wait_reports(2)
+        self.assertEqual(self.guest.judge_after_kill(since['uptime_us']), [])
+
+    def finish(self, server):
+        server.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.all_is_right()
+        server.wait_end()
+        self.said('moved: ')
+        self.said('page_server.ending code=0')
+
+
+class TheSourceDies(PageServerCase):
+    def test_a_source_killed_in_postcopy_costs_one_reconnect(self):
+        server = self.in_postcopy()
+        self.source_dies()
+        self.wait_heir(server)
+        answer = server.qmp.migration()
+        self.assertGreaterEqual(answer['x-towline']['epoch'], 2)
+        self.assertEqual(answer['status'], 'postcopy-active')
+        self.assertEqual(server.qmp.run_state(), 'finish-migrate')
+        for command in ('stop', 'cont', 'system_reset'):
+            with self.assertRaisesRegex(qmp.QmpError, 'page server|finalized'):
+                server.qmp(command)
+        with self.assertRaisesRegex(qmp.QmpError, 'destroy'):
+            server.qmp('quit')
+        self.finish(server)
+
+    def test_an_heir_begins_a_greater_epoch_and_is_steered_by_hand(self):
+        server = self.in_postcopy()
+        self.relay.cut()
+        waiting.until(lambda: self.source.qmp.migration()['x-towline']['recoveries'], 'recovery')
+        self.source_dies()
+        self.wait_heir(server)
+        self.assertGreaterEqual(server.qmp.migration()['x-towline']['epoch'], 3)
+        server.qmp('migrate-pause')
+        server.qmp.wait_status('postcopy-paused')
+        server.qmp('migrate', uri=self.uri, resume=True)
+        self.finish(server)
+
+    def test_a_source_that_dies_before_the_switch_takes_its_guest_along(self):
+        self.pair()
+        self.stopped_in_pass()
+        server = self.server()
+        self.source_dies()
+        server.wait_end()
+        self.said('its guest with it')
+        self.target.qmp.wait_status_of_failure()
+        self.assertNotEqual(self.target.qmp.run_state(), 'running')
+
+    def test_the_word_that_the_guest_runs_is_heard_by_the_heir(self):
+        self.pair()
+        said = self.relay.on('control', 'source', wire.RUNNING, relay.Hold())
+        self.begin(x_towline_switch='immediate', max_postcopy_bandwidth=moves.SLOW)
+        said.wait()
+        server = self.server()
+        self.source_dies()
+        self.relay.release()
+        self.wait_heir(server)
+        self.finish(server)
+
+    def test_an_order_that_was_lost_is_given_by_the_heir(self):
+        self.pair()
+        order = self.relay.on('control', 'target', wire.RUN, relay.Cut(after=20, how='fin'))
+        self.begin()
+        self.wait_synced()
+        self.relay.refuse()
+        self.source.qmp('migrate-start-postcopy')
+        order.wait()
+        self.target.qmp.wait_status('postcopy-paused')
+        server = self.server()
+        self.source_dies()
+        self.assertNotEqual(self.target.qmp.run_state(), 'running')
+        self.relay.refuse(False)
+        self.finish(server)
+
+    def rescued(self, server):
+        """The first target never had the guest: another one gets it from the page server."""
+        self.said('keeps_the_guest')
+        self.assertEqual(server.qmp.run_state(), 'paused')
+        with self.assertRaisesRegex(qmp.QmpError, 'nowhere else'):
+            server.qmp('quit')
+        other, address = self.listening('other')
+        server.qmp('migrate', uri=f'tcp:{address[0]}:{address[1]}')
+        self.all_is_right(other)
+        server.wait_end()
+        self.said('moved: ')
+
+    def test_a_source_that_dies_with_its_order_on_the_way_leaves_a_whole_guest(self):
+        self.pair()
+        self.stopped_after_order()
+        server = self.server()
+        self.source_dies()
+        server.qmp.wait_status_of_failure()
+        self.rescued(server)
+
+    def test_a_source_that_dies_before_it_gave_the_order_leaves_a_whole_guest(self):
+        # Between two of its system calls: what it had written by then, it is made to have written.
+        self.pair()
+        self.stopped_after_order()
+        server = self.server()
+        self.source.freeze()
+        with open(server.ledger(), 'r+b', buffering=0) as ledger:
+            ledger.seek(8)
+            ledger.write((2).to_bytes(8, 'little'))
+        self.source_dies()
+        self.rescued(server)
+
+    def test_a_guest_whose_target_is_gone_too_is_taken_back_and_moved_elsewhere(self):
+        self.pair()
+        self.stopped_after_order()
+        server = self.server()
+        self.target.kill()
+        self.relay.refuse()
+        self.source_dies()
+        server.qmp.wait_status('postcopy-paused')
+        with self.assertRaisesRegex(qmp.QmpError, 'fenced'):
+            server.qmp('x-towline-take-back')
+        server.qmp('x-towline-take-back', target_is_fenced=True)
+        self.rescued(server)
+
+    def test_a_source_that_is_stopped_is_not_gone(self):
+        server = self.in_postcopy()
+        self.source.freeze()
+        self.relay.cut()
+        self.target.qmp.wait_status('postcopy-paused')
+        self.assertEqual(server.qmp.migration(), {})
+        self.assertEqual(server.qmp.run_state(), 'prelaunch')
+        self.source.thaw()
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.completed()
+        server.wait_end()
+        self.said('nobody needs what is kept here')
+        self.verdict()
+
+
+class TheServerDies(PageServerCase):
+    def test_another_one_takes_its_place_and_can_take_over(self):
+        server = self.in_postcopy()
+        server.kill()
+        waiting.until(lambda: self.seen()['starts'] == 2 and self.seen()['stands-by'], 'a second')
+        self.assertEqual(self.source.qmp.migration()['x-towline']['epoch'], 1)
+        second = self.server()
+        self.assertNotEqual(second.pid, server.pid)
+        self.source_dies()
+        self.finish(second)
+
+    def test_without_one_nothing_is_begun(self):
+        self.pair(f'unix:{self.folder}/nobody')
+        self.begin(x_towline_switch='immediate')
+        self.assertIn('no page server', self.source.qmp.wait_status_of_failure()['error-desc'])
+        self.source_runs_on()
+
+
+class TheSourceLeaves(PageServerCase):
+    def test_quit_is_obeyed_in_postcopy(self):
+        server = self.in_postcopy()
+        self.source.qmp('quit')
+        waiting.until(lambda: not self.source.alive(), 'the end of the source')
+        self.relay.cut()
+        self.wait_heir(server)
+        self.finish(server)
+
+    def test_a_signal_is_obeyed_in_postcopy(self):
+        server = self.in_postcopy()
+        self.source.signal(signal.SIGTERM)
+        waiting.until(lambda: not self.source.alive(), 'the end of the source')
+        self.finish(server)
+
+
+class ADaemon(PageServerCase):
+    """A page server that a service manager keeps."""
+
+    def start_daemon(self):
+        """Plays the manager: what the one before gave to be kept is there."""
+        if not hasattr(self, 'store'):
+            self.store = self.closing(fd_store.Store(self.folder))
+            self.path = self.folder / 'pages'
+            self.daemons = 0
+        self.daemons += 1
+        control = self.folder / f'pages{self.daemons}.qmp'
+        command = self.store.command(str(vm.TOWLINE), 'page-server', '--listen',
+                                     f'unix:{self.path}', '--qmp', f'unix:{control}')
+        self.daemon = self.start(vm.Process(command, self.folder, f'daemon{self.daemons}',
+                                            environment=self.store.environment()))
+        self.daemon.err.wait_for(lambda line: 'page_server.listens' in line, 'the daemon')
+        self.daemon.qmp = self.closing(qmp.Qmp(control, self.daemon.alive))
+        return self.daemon
+
+    def test_it_survives_its_own_restarts_and_serves_the_next_source_too(self):
+        self.start_daemon()
+        self.in_postcopy(f'unix:{self.path}')
+        self.assertEqual(self.store.names(), ['towline-ledger', 'towline-memory-0'])
+        # While the source lives: it finds the new one by itself.
+        self.daemon.kill()
+        daemon = self.start_daemon()
+        waiting.until(lambda: self.seen()['starts'] == 2 and self.seen()['stands-by'], 'a second')
+        # With nobody there but the manager.
+        daemon.kill()
+        self.source_dies()
+        daemon = self.start_daemon()
+        self.wait_heir(daemon)
+        # In the middle of serving; asked politely, because nothing is lost by it.
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        daemon = self.start_daemon()
+        self.wait_heir(daemon)
+        daemon.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.all_is_right()
+        daemon.out.wait_for(lambda line: 'moved: ' in line, 'the summary')
+        waiting.until(lambda: not self.store.names(), 'nothing to be kept')
+        for machine in (self.source, self.target):
+            machine.close()
+        self.in_postcopy(f'unix:{self.path}')
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.completed()
+        self.verdict()
+
+    def test_what_strangers_say_changes_nothing(self):
+        daemon = self.start_daemon()
+        open_files = vm.open_files(daemon.pid)
+        offer = bytes.fromhex('54 4c 54 57 4c 48 56 31') + (1).to_bytes(4, 'little')
+        with open(daemon.command[0], 'rb') as no_memory:
+            for words, fds in ((b'', 0), (b'garbage' * 1000, 0), (offer, 0),
+                               (offer + (1).to_bytes(4, 'little'), 2),
+                               (offer + (70).to_bytes(4, 'little'), 71),
+                               (offer + bytes(4), 1), (offer + b'\xff' * 4, 100)):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                    end.connect(str(self.path))
+                    end.settimeout(waiting.LIMIT_S)
+                    socket.send_fds(end, [words], [no_memory.fileno()] * fds)
+                    answer = end.recv(4096)
+                    self.assertTrue(not answer or answer[8:16] == bytes(8), answer)
+        waiting.until(lambda: vm.open_files(daemon.pid) <= open_files, 'every descriptor closed')
+        for _ in range(40):  # More than it listens to at a time; they stay.
+            silent = self.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            silent.connect(str(self.path))
+        self.in_postcopy(f'unix:{self.path}')
+        refused = self.run_vm('second', append=moves.with_facts(moves.BUSY),
+                              extra=('--page-server', f'unix:{self.path}'))
+        _, address = self.listening('elsewhere')
+        refused.qmp('migrate-set-parameters', x_towline_switch='after-pass')
+        refused.qmp('migrate', uri=f'tcp:{address[0]}:{address[1]}')
+        self.assertIn('start another one',
+                      refused.qmp.wait_status_of_failure()['error-desc'])
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.completed()
+        self.verdict()
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "tests/simulation/setup.h"
+#include "tests/simulation/world.h"
+
+/// One migration in a world without threads, time or kernel: what ships (sessions, gates, page map,
+/// request table, receiver, rounds, owed set, push order, codec) at both ends, a guest that writes,
+/// and a network that delivers late, in pieces, damaged or not at all. The same seed gives the same
+/// run.
+///
+/// After every step the invariants of the design are checked; at the end, that the run ended as its
+/// trouble allows.
+namespace towline::simulation {
+
+struct Result {
+  /// What was broken; nothing: the run is good.
+  std::optional<std::string> violation;
+  bool completed = false;
+  std::uint64_t steps = 0;
+  Coverage coverage;
+};
+
+Result simulate(const Setup& setup, bool trace = false);
+
+}  // namespace towline::simulation

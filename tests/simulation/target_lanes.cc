@@ -1,0 +1,232 @@
+// The target's bulk and urgent lanes: runtime/target_lanes.cc as tasks.
+#include <algorithm>
+
+#include "tests/simulation/target_end.h"
+
+namespace towline::simulation {
+
+using base::PageCount;
+using base::PageIndex;
+using base::PageRange;
+using runtime::LaneName;
+using runtime::wire::FrameHeader;
+using runtime::wire::FrameType;
+using runtime::wire::kPostcopyRound;
+using runtime::wire::LaneRole;
+
+namespace {
+
+constexpr std::uint64_t kSweepWindow = 2;
+
+}  // namespace
+
+Task TargetEnd::bulk(TargetLanes& lanes, std::size_t number, Connection& lane,
+                     std::uint32_t attempt) {
+  const LaneName name{LaneRole::kBulk, static_cast<std::uint8_t>(number)};
+  Pipe& pipe = lane.to_target;
+  while (true) {
+    co_await until([&pipe] { return pipe.readable(); });
+    auto taken = pipe.take(!world_.planted(Plant::kSumNotChecked));
+    if (!taken.ok() || !taken.value().has_value()) {
+      if (!taken.ok()) {
+        keep_a_claim();
+      }
+      co_return lane_lost(lanes, name, attempt,
+                          !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
+    }
+    const Frame& frame = *taken.value();
+    if (world_.planted(Plant::kClaimKept) && frame.header.type == FrameType::kPages &&
+        world_.random.once_in(8)) {
+      (void)map_.claim_run(frame.pages());
+      continue;
+    }
+    if (!on_bulk_frame(lanes, name.number, attempt, frame)) {
+      co_return lane_lost(lanes, name, attempt, true);
+    }
+    progress();
+  }
+}
+
+/// As a lane would that claims before its frame is complete.
+void TargetEnd::keep_a_claim() {
+  const auto missing = map_.next_missing(PageIndex{0}, PageCount{1});
+  if (world_.planted(Plant::kClaimKeptAtFence) && postcopy_ && missing.has_value()) {
+    (void)map_.claim_run(*missing);
+  }
+}
+
+void TargetEnd::check_epoch(TargetLanes& lanes, LaneName name, std::uint32_t attempt) {
+  if (lanes.epoch != now_->epoch) {
+    world_.fail("a frame of an old epoch was installed");
+  }
+  if (attempt < attached_[runtime::lane_code(name)]) {
+    world_.fail("a frame of a lane that was replaced was installed");
+  }
+}
+
+bool TargetEnd::on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint32_t attempt,
+                              const Frame& frame) {
+  check_epoch(lanes, LaneName{LaneRole::kBulk, number}, attempt);
+  TargetLanes::Bulk& lane = lanes.bulk[number];
+  const FrameHeader& header = frame.header;
+  const bool after = header.round == kPostcopyRound;
+  if (after != postcopy_ || (!after && header.round != lane.markers + 1)) {
+    world_.fail("a frame of a round that is not due on its lane");
+    return false;
+  }
+  if (header.type == FrameType::kMarker) {
+    return on_marker(lanes, lane, frame);
+  }
+  if (!world_.layout.valid(frame.pages())) {
+    world_.fail("a frame names no pages of the machine");
+    return false;
+  }
+  if (header.type == FrameType::kZeros) {
+    return settled(receiver_.on_zeros(frame.pages()));
+  }
+  if (world_.planted(Plant::kInstalledOverwritten) && after) {
+    const auto written = guest_.write(frame.pages(), frame.payload);
+    return written.ok();
+  }
+  return settled(receiver_.on_pages(frame.pages(), frame.payload));
+}
+
+/// No memory for a page is no fault of the lane: the page stays missing and is swept.
+bool TargetEnd::settled(const base::Outcome& outcome) {
+  if (!outcome.ok() && outcome.error().kind != base::ErrorKind::kOverloaded) {
+    world_.fail("a good frame was refused: " + base::to_string(outcome.error()));
+    return false;
+  }
+  return true;
+}
+
+bool TargetEnd::on_marker(TargetLanes& lanes, TargetLanes::Bulk& lane, const Frame& frame) {
+  if (frame.header.round != kPostcopyRound) {
+    lane.markers = frame.header.round;
+    return true;
+  }
+  lane.pushed_all = true;
+  if (lanes.all_pushed() && !world_.planted(Plant::kSweepForgotten)) {
+    sweep_more(lanes);
+  }
+  return true;
+}
+
+void TargetEnd::sweep_more(TargetLanes& lanes) {
+  if (lanes.urgent == nullptr) {
+    return;  // Everything was pushed before there was a lane to ask on: on_resume() sweeps.
+  }
+  while (lanes.sweep_outstanding < kSweepWindow) {
+    auto run = map_.next_missing(lanes.sweep_at, PageCount{runtime::wire::kMaxPagesPerRequest});
+    if (!run.has_value() && lanes.sweep_at.value != 0 && lanes.sweep_outstanding == 0) {
+      // What could not be installed when its turn came is asked for once more.
+      lanes.sweep_at = PageIndex{0};
+      run = map_.next_missing(lanes.sweep_at, PageCount{runtime::wire::kMaxPagesPerRequest});
+    }
+    if (!run.has_value()) {
+      return;
+    }
+    world_.saw("a sweep");
+    const PageRange part = world_.layout.clip(*run);
+    lanes.sweep_at = part.end();
+    ++lanes.sweep_outstanding;
+    lanes.urgent->to_source.send({.type = FrameType::kRequest,
+                                  .flags = runtime::wire::kFlagSweep,
+                                  .first = part.first.value,
+                                  .count = part.count.value});
+  }
+}
+
+Task TargetEnd::urgent(TargetLanes& lanes, Connection& lane, std::uint32_t attempt) {
+  const LaneName name{LaneRole::kUrgent, 0};
+  Pipe& pipe = lane.to_target;
+  while (true) {
+    co_await until([&pipe] { return pipe.readable(); });
+    auto taken = pipe.take(!world_.planted(Plant::kSumNotChecked));
+    if (!taken.ok() || !taken.value().has_value()) {
+      co_return lane_lost(lanes, name, attempt,
+                          !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
+    }
+    if (!on_urgent_frame(lanes, attempt, *taken.value())) {
+      co_return lane_lost(lanes, name, attempt, true);
+    }
+    progress();
+  }
+}
+
+bool TargetEnd::on_urgent_frame(TargetLanes& lanes, std::uint32_t attempt, const Frame& frame) {
+  check_epoch(lanes, LaneName{LaneRole::kUrgent, 0}, attempt);
+  if (!postcopy_ || !world_.layout.valid(frame.pages())) {
+    world_.fail("an answer to what was not asked");
+    return false;
+  }
+  const bool claimed = map_.state(frame.pages().first) == runtime::PageState::kClaimed;
+  const bool pages = frame.header.type == FrameType::kPages;
+  if (claimed && pages) {
+    world_.saw("an answer met a claim");
+  }
+  const auto outcome = pages ? receiver_.on_demanded(frame.pages(), frame.payload)
+                             : receiver_.on_zeros(frame.pages());
+  if ((frame.header.flags & runtime::wire::kFlagSweep) != 0) {
+    --lanes.sweep_outstanding;
+  }
+  if (!outcome.ok()) {
+    ask_again(frame.pages());
+  }
+  if (lanes.all_pushed() && !world_.planted(Plant::kSweepForgotten)) {
+    sweep_more(lanes);
+  }
+  return settled(outcome);
+}
+
+/// The answer could not be kept. Whoever waits would wait for ever.
+void TargetEnd::ask_again(PageRange range) {
+  for (PageIndex page = range.first; page < range.end(); ++page.value) {
+    if (map_.state(page) == runtime::PageState::kMissing) {
+      const std::vector<PageIndex> pages{page};
+      ask(pages);
+    }
+  }
+}
+
+// ---- the end of a lane --------------------------------------------------------------------------
+
+/// A lane that may be replaced leaves the others alone.
+void TargetEnd::lane_lost(TargetLanes& lanes, LaneName name, std::uint32_t attempt, bool corrupt) {
+  --lanes.fate(name).readers;
+  if (lanes.fate(name).attempt != attempt && !lanes.lost) {
+    return;  // Another one waits for this thread.
+  }
+  if (replaces_lanes() && !lanes.lost && &lanes == now_) {
+    Connection& lane = *lanes.place_of(name);
+    lane.to_source.close();
+    lane.to_target.shut(world_.random);
+    lanes.control->to_source.send(
+        {.type = FrameType::kLaneLost, .first = runtime::lane_code(name), .round = attempt});
+    return;
+  }
+  lanes.lost = true;
+  if (state_ == runtime::TargetState::kCompleted || lanes.control_ended) {
+    return;
+  }
+  lanes.corrupt = lanes.corrupt || corrupt;
+  if (world_.planted(Plant::kNeverThenRun) && !world_.runs_there) {
+    lanes.control->to_source.send({.type = FrameType::kNever});
+  }
+  // The source notices, closes, and the control lane is read to its end.
+  lanes.control->to_source.close();
+  if (corrupt) {
+    lanes.control->to_target.shut(world_.random);
+  }
+  finish_sending(lanes);
+}
+
+void TargetEnd::finish_sending(TargetLanes& lanes) {
+  for (Connection* lane : lanes.all()) {
+    if (lane != lanes.control) {
+      lane->to_source.close();
+    }
+  }
+}
+
+}  // namespace towline::simulation

@@ -1,0 +1,94 @@
+"""Waiting for things to happen, with an outer limit that only a hang reaches."""
+import os
+import threading
+import time
+
+# No test measures with it. It is long because test machines stall for whole seconds.
+LIMIT_S = float(os.environ.get('TOWLINE_TEST_LIMIT_S', '120'))
+
+
+class NeverHappened(AssertionError):
+    """What was waited for did not come within the limit."""
+
+
+def until(condition, what, limit=None, pause=0.02):
+    """Asks `condition` again and again; returns its first true value."""
+    deadline = time.monotonic() + (limit or LIMIT_S)
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise NeverHappened(f'{what}: not within {limit or LIMIT_S} s')
+        time.sleep(pause)
+
+
+class Lines:
+    """Collects the lines of a pipe on a thread of its own, and wakes who waits for one."""
+
+    def __init__(self, stream, log_path):
+        self._stream = stream
+        self._log = open(log_path, 'wb')
+        self._changed = threading.Condition()
+        self._lines = []
+        self._raw = bytearray()
+        self._ended = False
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self):
+        rest = b''
+        while chunk := os.read(self._stream.fileno(), 65536):
+            self._log.write(chunk)
+            self._log.flush()
+            *whole, rest = (rest + chunk).split(b'\n')
+            with self._changed:
+                self._raw += chunk
+                self._add(whole)
+        with self._changed:
+            self._add([rest] if rest else [])
+            self._ended = True
+            self._changed.notify_all()
+        self._log.close()
+        self._stream.close()
+
+    def _add(self, lines):
+        self._lines += [line.decode(errors='replace').rstrip('\r') for line in lines]
+        self._changed.notify_all()
+
+    def raw(self):
+        """Every byte so far, half lines included."""
+        with self._changed:
+            return bytes(self._raw)
+
+    def join(self):
+        self._thread.join(LIMIT_S)
+
+    def snapshot(self):
+        with self._changed:
+            return list(self._lines)
+
+    def count(self):
+        with self._changed:
+            return len(self._lines)
+
+    def text(self):
+        return '\n'.join(self.snapshot())
+
+    def wait_for(self, accept, what, first=0, limit=None):
+        """The first line from number `first` on that `accept` takes. Returns (number, value)."""
+        deadline = time.monotonic() + (limit or LIMIT_S)
+        at = first
+        with self._changed:
+            while True:
+                while at < len(self._lines):
+                    if value := accept(self._lines[at]):
+                        return at, value
+                    at += 1
+                left = deadline - time.monotonic()
+                if self._ended:
+                    raise NeverHappened(f'{what}: the output ended; its last lines:\n' +
+                                        '\n'.join(self._lines[-10:]))
+                if left <= 0:
+                    raise NeverHappened(f'{what}: not within the limit; its last lines:\n' +
+                                        '\n'.join(self._lines[-10:]))
+                self._changed.wait(left)

@@ -1,0 +1,182 @@
+#include "vmm/monitor/migration_settings.h"
+
+#include <string>
+
+#include <doctest/doctest.h>
+
+#include "tests/unit/vmm/monitor/fakes.h"
+
+namespace towline::monitor {
+namespace {
+
+base::Expected<MigrationSettings> capabilities(const std::string& list,
+                                               const MigrationSettings& before = {}) {
+  return with_capabilities(before, parsed(list));
+}
+
+base::Expected<MigrationSettings> parameters(const std::string& object) {
+  const Json json = parsed(object);
+  return with_parameters({}, &json, false);
+}
+
+std::string refusal(const base::Expected<MigrationSettings>& result) {
+  REQUIRE_FALSE(result.ok());
+  return result.error().detail;
+}
+
+TEST_CASE("the capabilities are exactly four, each of which can be set") {
+  const Json list = capabilities_json({});
+  CHECK(list.dump() ==
+        R"([{"state": false, "capability": "events"}, {"state": false, "capability": )"
+        R"("postcopy-ram"}, {"state": false, "capability": "postcopy-preempt"}, )"
+        R"({"state": true, "capability": "return-path"}])");
+  const auto all = capabilities(R"([{"capability": "events", "state": true},
+                                    {"capability": "postcopy-ram", "state": true},
+                                    {"capability": "postcopy-preempt", "state": true},
+                                    {"capability": "return-path", "state": true}])");
+  REQUIRE(all.ok());
+  const Json told = capabilities_json(all.value());
+  for (const auto& entry : *told.items()) {
+    CHECK(entry.find("state")->boolean() == true);
+  }
+}
+
+TEST_CASE("return-path stays on whatever is asked, and is told so") {
+  const auto off = capabilities(R"([{"capability": "return-path", "state": false}])");
+  REQUIRE(off.ok());
+  CHECK(capabilities_json(off.value()).items()->back().find("state")->boolean() == true);
+}
+
+TEST_CASE("capabilities that are not built are refused as unknown values") {
+  for (const std::string name : {"xbzrle", "multifd", "release-ram", "nosuch", ""}) {
+    const std::string said =
+        refusal(capabilities(R"([{"capability": ")" + name + R"(", "state": true}])"));
+    CHECK(said == "Parameter 'capability' does not accept value '" + name + "'");
+  }
+}
+
+TEST_CASE("postcopy-preempt alone is refused, in whatever order the two are set") {
+  CHECK(refusal(capabilities(R"([{"capability": "postcopy-preempt", "state": true}])")) ==
+        "Postcopy preempt requires postcopy-ram");
+  const auto both = capabilities(R"([{"capability": "postcopy-preempt", "state": true},
+                                     {"capability": "postcopy-ram", "state": true}])");
+  REQUIRE(both.ok());
+  CHECK(refusal(capabilities(R"([{"capability": "postcopy-ram", "state": false}])",
+                             both.value())) == "Postcopy preempt requires postcopy-ram");
+}
+
+TEST_CASE("entries of the wrong shape are refused") {
+  CHECK(refusal(capabilities(R"([{"state": true}])")) == "Parameter 'capability' is missing");
+  CHECK(refusal(capabilities(R"([{"capability": "events"}])")) == "Parameter 'state' is missing");
+  CHECK(refusal(capabilities(R"([{"capability": "events", "state": 1}])")) ==
+        "Invalid parameter type for 'state', expected: boolean");
+  CHECK(refusal(capabilities(R"([{"capability": "events", "state": true, "x": 1}])")) ==
+        "Parameter 'x' is unexpected");
+  CHECK(has(refusal(capabilities("[1]")), "Invalid parameter type for 'capabilities'"));
+}
+
+TEST_CASE("the parameters and their defaults are told under QEMU's names") {
+  CHECK(parameters_json({}).dump() ==
+        R"({"max-bandwidth": 134217728, "downtime-limit": 300, "max-postcopy-bandwidth": 0, )"
+        R"("x-towline-switch": "after-pass", "x-towline-passes": 1, "x-towline-bulk-lanes": 2, )"
+        R"("x-towline-auto-recover": true, "x-towline-heartbeat-ms": 100, )"
+        R"("x-towline-patience-ms": 250, "x-towline-frozen-patience-ms": 5000, )"
+        R"("x-towline-reconnect-deadline-s": 0, "x-towline-alternates": [], )"
+        R"("x-towline-memory-reserve": 67108864, "x-towline-source-loss": "wait", )"
+        R"("x-towline-source-loss-deadline-s": 60, )"
+        R"("x-towline-page-server": "none"})");
+  MigrationSettings postcopy;
+  postcopy.postcopy_ram = true;
+  CHECK(text_of(parameters_json(postcopy), "x-towline-switch") == "manual");
+}
+
+TEST_CASE("every parameter that is told can be set to what was told") {
+  const auto all = parameters(R"({"max-bandwidth": 0, "downtime-limit": 1,
+                                  "max-postcopy-bandwidth": 18446744073709551615,
+                                  "x-towline-switch": "immediate", "x-towline-passes": 16,
+                                  "x-towline-bulk-lanes": 16,
+                                  "x-towline-auto-recover": false, "x-towline-heartbeat-ms": 10,
+                                  "x-towline-patience-ms": 20, "x-towline-frozen-patience-ms": 100,
+                                  "x-towline-reconnect-deadline-s": 60,
+                                  "x-towline-source-loss": "give-up",
+                                  "x-towline-source-loss-deadline-s": 5,
+                                  "x-towline-alternates": ["tcp:[::1]:4", "unix:/a"],
+                                  "x-towline-page-server": "unix:/run/pages"})");
+  REQUIRE(all.ok());
+  const auto again = parameters(parameters_json(all.value()).dump());
+  REQUIRE(again.ok());
+  CHECK(parameters_json(again.value()).dump() == parameters_json(all.value()).dump());
+  const auto options = options_for(all.value());
+  REQUIRE(options.ok());
+  CHECK(options.value().max_bandwidth == 0);
+  CHECK_FALSE(options.value().auto_recover);
+  CHECK(options.value().patience.count() == 20);
+  CHECK(options.value().source_loss == runtime::SourceLoss::kGiveUp);
+  CHECK(options.value().source_loss_deadline.count() == 5);
+  CHECK(options.value().alternates.size() == 2);
+  CHECK(options.value().page_server.path == "/run/pages");
+  CHECK(options.value().max_postcopy_bandwidth == 18446744073709551615U);
+  CHECK(options.value().switch_policy == runtime::SwitchPolicy::kImmediate);
+  CHECK(options.value().passes == 16);
+  CHECK(options.value().bulk_lanes == 16);
+}
+
+TEST_CASE("values out of range name the parameter, the range and the value") {
+  CHECK(refusal(parameters(R"({"x-towline-passes": 17})")) ==
+        "Parameter 'x-towline-passes' expects an integer from 0 to 16, not 17");
+  CHECK(has(refusal(parameters(R"({"x-towline-bulk-lanes": 0})")), "from 1 to 16, not 0"));
+  CHECK(has(refusal(parameters(R"({"max-bandwidth": -1})")), "not -1"));
+  CHECK(has(refusal(parameters(R"({"max-bandwidth": 1.5})")), "not 1.5"));
+  CHECK(refusal(parameters(R"({"max-bandwidth": "5"})")) ==
+        "Invalid parameter type for 'max-bandwidth', expected: integer");
+  CHECK(refusal(parameters(R"({"x-towline-switch": "later"})")) ==
+        "Parameter 'x-towline-switch' does not accept value 'later'; use immediate, after-pass or "
+        "manual");
+  CHECK(has(refusal(parameters(R"({"x-towline-switch": 1})")), "expected: string"));
+  CHECK(refusal(parameters(R"({"downtime-limit": 2000001})")) ==
+        "Option downtime_limit expects an integer in the range of 0 to (2000 * 1000) ms");
+  CHECK(parameters(R"({"downtime-limit": 2000000})").ok());
+  CHECK(has(refusal(parameters(R"({"x-towline-source-loss": "forget"})")),
+            "use wait, poison or give-up"));
+  CHECK(has(refusal(parameters(R"({"x-towline-source-loss-deadline-s": 0})")), "from 1 to"));
+}
+
+TEST_CASE("parameters of QEMU that are not built are refused with what to do instead") {
+  for (const std::string name :
+       {"multifd-channels", "tls-creds", "cpu-throttle-initial", "max-cpu-throttle",
+        "announce-initial", "xbzrle-cache-size", "mode", "direct-io", "zero-page-detection"}) {
+    const std::string said = refusal(parameters("{\"" + name + "\": 3}"));
+    CHECK_MESSAGE(has(said, "Parameter '" + name + "' is not built in Towline: "), said);
+  }
+  CHECK(has(refusal(parameters(R"({"multifd-channels": 4})")), "x-towline-bulk-lanes"));
+  CHECK(refusal(parameters(R"({"warp-factor": 9})")) == "Parameter 'warp-factor' is unexpected");
+}
+
+TEST_CASE("one bad parameter leaves the others as they were") {
+  MigrationSettings settings;
+  const Json json = parsed(R"({"max-bandwidth": 1, "nosuch": 2})");
+  CHECK_FALSE(with_parameters(settings, &json, false).ok());
+  CHECK(settings.max_bandwidth == 128U << 20U);
+  CHECK(with_parameters(settings, nullptr, false).ok());
+}
+
+TEST_CASE("a switch by hand without the capability for it is refused with both remedies") {
+  auto manual = parameters(R"({"x-towline-switch": "manual"})");
+  REQUIRE(manual.ok());
+  const auto refused = options_for(manual.value());
+  REQUIRE_FALSE(refused.ok());
+  CHECK(has(refused.error().detail, "postcopy-ram"));
+  CHECK(has(refused.error().detail, "after-pass"));
+  manual.value().postcopy_ram = true;
+  CHECK(options_for(manual.value()).ok());
+}
+
+TEST_CASE("a downtime limit of zero asks for a switch without any dirty page") {
+  MigrationSettings settings;
+  CHECK(options_for(settings).value().switch_page_budget == 300);
+  settings.downtime_limit_ms = 0;
+  CHECK(options_for(settings).value().switch_page_budget == 0);
+}
+
+}  // namespace
+}  // namespace towline::monitor

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "runtime/kept_machine.h"
+#include "vmm/monitor/guest.h"
+
+/// What a page server's control socket sees of the guest whose memory is kept.
+namespace towline::tools {
+
+class KeptGuest final : public monitor::Guest {
+ public:
+  /// `kept_elsewhere`: a service manager holds the memory too.
+  KeptGuest(std::string name, bool kept_elsewhere)
+      : name_(std::move(name)), kept_elsewhere_(kept_elsewhere) {}
+
+  /// Null: none is kept.
+  void hold(runtime::KeptMachine* machine) {
+    machine_ = machine;
+    away_ = false;
+  }
+
+  [[nodiscard]] std::string name() const override { return name_; }
+
+  [[nodiscard]] vmm::RunState run_state() const override;
+
+  [[nodiscard]] std::string failure() const override { return {}; }
+
+  base::Outcome stop() override;
+  base::Outcome cont() override;
+  base::Outcome system_reset() override;
+
+  void migrated_away() override { away_ = true; }
+
+  [[nodiscard]] std::optional<std::string> danger_of_ending() const override;
+
+ private:
+  const std::string name_;
+  const bool kept_elsewhere_;
+  runtime::KeptMachine* machine_ = nullptr;  // Outlives what is kept here.
+  bool away_ = false;
+};
+
+/// Passes everything on, and tells each status to `also` too, from the migration's threads.
+class StatusTap final : public runtime::MigrationObserver {
+ public:
+  using Also = std::function<void(runtime::MigrationStatus)>;
+
+  StatusTap(runtime::MigrationObserver& next, Also also) : next_(next), also_(std::move(also)) {}
+
+  void on_status(runtime::MigrationStatus status) override {
+    next_.on_status(status);
+    also_(status);
+  }
+
+  void on_pass(std::uint64_t pass) override { next_.on_pass(pass); }
+
+  void on_guest_stopped() override { next_.on_guest_stopped(); }
+
+  /// Its memory may be used again; it does not run.
+  void on_guest_started() override {}
+
+ private:
+  runtime::MigrationObserver& next_;
+  const Also also_;
+};
+
+}  // namespace towline::tools

@@ -1,0 +1,119 @@
+#include "tools/page_server.h"
+
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "runtime/event_loop.h"
+#include "tools/standby.h"
+#include "vmm/monitor/monitor.h"
+
+namespace towline::tools {
+namespace {
+
+constexpr std::array kEndingSignals{std::pair{SIGINT, "SIGINT"}, std::pair{SIGTERM, "SIGTERM"},
+                                    std::pair{SIGHUP, "SIGHUP"}};
+
+/// Everything of one `towline page-server`, in the order in which it must be made; gone in reverse.
+class Process {
+ public:
+  static base::Expected<std::unique_ptr<Process>> create(const PageServerArguments& arguments) {
+    auto made = std::make_unique<Process>();
+    made->kept_ = take_kept_fds();
+    made->loop_ = TRY(runtime::EventLoop::create());
+    made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
+    made->guest_ = std::make_unique<KeptGuest>(arguments.name, made->store_.present());
+    made->factory_ = std::make_unique<KeptMigrations>();
+    const monitor::Monitor::Parts parts{*made->loop_, *made->guest_, *made->factory_,
+                                        *made->events_, base::system_clock()};
+    made->monitor_ = std::make_unique<monitor::Monitor>(parts, monitor::MigrationConfig{},
+                                                        [process = made.get()](monitor::Exit how) {
+                                                          process->exit_ = how;
+                                                          process->loop_->stop();
+                                                        });
+    TRY(made->open(arguments));
+    return made;
+  }
+
+  int run() {
+    loop_->run();
+    base::log(base::LogLevel::kInfo, "page_server.ending code={} forced={}", exit_.code,
+              exit_.forced);
+    if (exit_.forced) {
+      monitor_->close_qmp();
+      standby_->close();
+      std::_Exit(exit_.code);
+    }
+    return exit_.code;
+  }
+
+ private:
+  base::Outcome open(const PageServerArguments& arguments) {
+    for (const auto& one : kEndingSignals) {
+      signals_.push_back(
+          loop_->on_signal(one.first, [this, name = one.second] { monitor_->on_signal(name); }));
+    }
+    for (const auto& socket : arguments.qmp) {
+      TRY(monitor_->listen_qmp(socket.path, socket.events));
+    }
+    standby_ = std::make_unique<Standby>(
+        Standby::Parts{*loop_, *monitor_, *guest_, *factory_, store_}, !arguments.listen.empty());
+    if (!arguments.listen.empty()) {
+      TRY(standby_->listen(arguments.listen));
+      TRY(standby_->restore(std::move(kept_)));
+    } else {
+      standby_->serve(base::OwnedFd(arguments.socket_fd));
+    }
+    return store_.tell("ready");
+  }
+
+  std::vector<KeptFd> kept_;
+  const FdStore store_;
+  std::unique_ptr<runtime::EventLoop> loop_;
+  std::unique_ptr<monitor::MachineEvents> events_;
+  std::unique_ptr<KeptGuest> guest_;
+  std::unique_ptr<KeptMigrations> factory_;
+  std::unique_ptr<Standby> standby_;  // What the monitor's migration works on is in it.
+  std::unique_ptr<monitor::Monitor> monitor_;
+  std::vector<std::unique_ptr<runtime::EventLoop::Handle>> signals_;
+  monitor::Exit exit_;
+};
+
+/// Who started this one waits until it is a process of its own, and nobody's child.
+void go_into_the_background() {
+  const pid_t child = ::fork();
+  if (child != 0) {
+    ::_exit(child > 0 ? 0 : 1);
+  }
+}
+
+}  // namespace
+
+int page_server(const PageServerArguments& arguments) {
+  if (arguments.socket_fd >= 0) {
+    go_into_the_background();
+    ::close_range(static_cast<unsigned>(arguments.socket_fd) + 1, ~0U, 0);
+  }
+  base::configure_log(arguments.log_level, arguments.name);
+  // A reader that went away shows as EPIPE where it is written to.
+  std::signal(SIGPIPE, SIG_IGN);
+  auto process = Process::create(arguments);
+  if (!process.ok()) {
+    fmt::print(stderr, "towline page-server: {}\n", base::to_string(process.error()));
+    return 1;
+  }
+  return process.value()->run();
+}
+
+}  // namespace towline::tools

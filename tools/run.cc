@@ -1,0 +1,175 @@
+#include "tools/run.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "runtime/event_loop.h"
+#include "runtime/options.h"
+#include "vmm/machine.h"
+#include "vmm/monitor/guest.h"
+#include "vmm/monitor/monitor.h"
+
+namespace towline::tools {
+namespace {
+
+/// How long vCPUs are waited for at the end. (Guess: they leave within microseconds, except one
+/// that waits for a page on a kernel that does not let it go.)
+constexpr std::chrono::seconds kVcpusEndWithin{5};
+
+constexpr std::size_t kMaxSecret = 4096;
+
+base::Expected<std::optional<std::string>> read_secret(const std::string& path) {
+  if (path.empty()) {
+    return std::optional<std::string>();
+  }
+  const auto complain = [&path](const char* what) {
+    return base::fail(base::ErrorKind::kRefused, "secret",
+                      fmt::format("--secret '{}': {}; put 1 to {} bytes into it, such as from "
+                                  "'head -c 32 /dev/urandom | base64'",
+                                  path, what, kMaxSecret));
+  };
+  const base::OwnedFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::string secret(kMaxSecret + 1, '\0');
+  const ssize_t got = fd.valid() ? ::read(fd.get(), secret.data(), secret.size()) : -1;
+  if (got < 0) {
+    return base::fail_errno(base::ErrorKind::kRefused, "open",
+                            fmt::format("--secret '{}' cannot be read", path));
+  }
+  secret.resize(static_cast<std::size_t>(got));
+  if (secret.size() > kMaxSecret) {
+    return complain("it is too long");
+  }
+  while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) {
+    secret.pop_back();  // The line end of a text file is not part of the secret.
+  }
+  if (secret.empty()) {
+    return complain("it is empty");
+  }
+  return std::optional(std::move(secret));
+}
+
+/// What is executed for a page server of one's own: this program.
+std::vector<std::string> page_server_command(const RunArguments& arguments) {
+  std::string qmp = arguments.page_server_qmp;
+  if (qmp.empty() && !arguments.qmp.empty()) {
+    qmp = arguments.qmp.front().path + ".pages";
+  }
+  std::vector<std::string> command{"/proc/self/exe", "page-server", "--name",
+                                   arguments.machine.name + ".pages"};
+  if (!qmp.empty()) {
+    command.insert(command.end(), {"--qmp", "unix:" + qmp});
+  }
+  return command;
+}
+
+struct SignalName {
+  int signal;
+  const char* name;
+};
+
+constexpr std::array kEndingSignals{SignalName{SIGINT, "SIGINT"}, SignalName{SIGTERM, "SIGTERM"},
+                                    SignalName{SIGHUP, "SIGHUP"}};
+
+/// Everything of one `towline run`, in the order in which it must be made; gone in reverse.
+class Process {
+ public:
+  static base::Expected<std::unique_ptr<Process>> create(const RunArguments& arguments) {
+    auto secret = TRY(read_secret(arguments.secret_file));
+    auto made = std::make_unique<Process>();
+    made->loop_ = TRY(runtime::EventLoop::create());
+    made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
+    made->machine_ = TRY(vmm::KvmMachine::create(arguments.machine));
+    made->machine_->set_listener(made->events_.get());
+    made->make_monitor(
+        {.incoming = arguments.machine.incoming,
+         .secret = std::move(secret),
+         .allow_unprotected = arguments.allow_unprotected,
+         .source_loss = arguments.source_loss,
+         .source_loss_deadline = std::chrono::seconds(arguments.source_loss_deadline_s),
+         .page_server_command = page_server_command(arguments),
+         .page_server = arguments.page_server});
+    TRY(made->open(arguments));
+    return made;
+  }
+
+  int run() {
+    machine_->start();
+    loop_->run();
+    base::log(base::LogLevel::kInfo, "vm.ending code={} forced={}", exit_.code, exit_.forced);
+    // vCPUs first: what their memory depends on goes with the monitor and its migrations.
+    const auto deadline = base::system_clock().now() + kVcpusEndWithin;
+    if (exit_.forced || !machine_->end_vcpus(deadline)) {
+      monitor_->close_qmp();
+      std::_Exit(exit_.code);
+    }
+    return exit_.code;
+  }
+
+ private:
+  void make_monitor(monitor::MigrationConfig config) {
+    guest_ = monitor::make_guest(*machine_);
+    factory_ = monitor::make_migration_factory(*machine_);
+    const monitor::Monitor::Parts parts{*loop_, *guest_, *factory_, *events_, base::system_clock()};
+    monitor_ =
+        std::make_unique<monitor::Monitor>(parts, std::move(config), [this](monitor::Exit how) {
+          exit_ = how;
+          loop_->stop();
+        });
+  }
+
+  base::Outcome open(const RunArguments& arguments) {
+    for (const auto& one : kEndingSignals) {
+      signals_.push_back(
+          loop_->on_signal(one.signal, [this, name = one.name] { monitor_->on_signal(name); }));
+    }
+    for (const auto& socket : arguments.qmp) {
+      TRY(monitor_->listen_qmp(socket.path, socket.events));
+    }
+    if (arguments.machine.incoming && arguments.incoming != "defer") {
+      const auto at = TRY(runtime::Uri::parse(arguments.incoming));
+      TRY(monitor_->listen_for_guest(at));
+    }
+    return base::Done{};
+  }
+
+  std::unique_ptr<runtime::EventLoop> loop_;
+  std::unique_ptr<monitor::MachineEvents> events_;
+  std::unique_ptr<vmm::KvmMachine> machine_;
+  std::unique_ptr<monitor::Guest> guest_;
+  std::unique_ptr<monitor::MigrationFactory> factory_;
+  std::unique_ptr<monitor::Monitor> monitor_;
+  std::vector<std::unique_ptr<runtime::EventLoop::Handle>> signals_;
+  monitor::Exit exit_;
+};
+
+}  // namespace
+
+int run(const RunArguments& arguments) {
+  base::configure_log(arguments.log_level, arguments.machine.name);
+  // A reader that went away shows as EPIPE where it is written to.
+  std::signal(SIGPIPE, SIG_IGN);
+  auto process = Process::create(arguments);
+  if (!process.ok()) {
+    fmt::print(stderr, "towline run: {}\n", base::to_string(process.error()));
+    return 1;
+  }
+  return process.value()->run();
+}
+
+}  // namespace towline::tools

@@ -1,0 +1,48 @@
+#include <cstdio>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "tools/arguments.h"
+#include "tools/migrate.h"
+#include "tools/page_server.h"
+#include "tools/query.h"
+#include "tools/run.h"
+
+namespace towline::tools {
+namespace {
+
+int start(const RunArguments& arguments) {
+  return run(arguments);
+}
+
+int start(const MigrateArguments& arguments) {
+  return migrate(arguments);
+}
+
+int start(const StatusArguments& arguments) {
+  return status(arguments);
+}
+
+int start(const QmpArguments& arguments) {
+  return qmp(arguments);
+}
+
+int start(const PageServerArguments& arguments) {
+  return page_server(arguments);
+}
+
+}  // namespace
+}  // namespace towline::tools
+
+// std::visit can only throw over a variant without a value, and there is none.
+// NOLINTNEXTLINE(bugprone-exception-escape)
+int main(int argc, char** argv) {
+  using namespace towline::tools;  // NOLINT(google-build-using-namespace): main() is theirs.
+  const auto arguments = parse_arguments({argv + 1, argv + argc});
+  if (!arguments.ok()) {
+    std::fputs(arguments.error().text.c_str(), arguments.error().code == 0 ? stdout : stderr);
+    return arguments.error().code;
+  }
+  return std::visit([](const auto& chosen) { return start(chosen); }, arguments.value());
+}

@@ -1,0 +1,247 @@
+#include "vmm/monitor/commands.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "vmm/monitor/migration_json.h"
+
+#ifndef TOWLINE_VERSION
+#error "the build defines TOWLINE_VERSION"
+#endif
+
+namespace towline::monitor {
+namespace {
+
+using Answer = base::Expected<Json>;
+
+/// For commands without arguments: refuses any.
+#define NO_ARGUMENTS() TRY(arguments.finish())
+
+Answer done() {
+  return Json::object();
+}
+
+Answer query_version(CommandContext& /*context*/, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return version_json();
+}
+
+Answer query_commands(CommandContext& /*context*/, Arguments& arguments) {
+  NO_ARGUMENTS();
+  Json list = Json::array();
+  for (const auto& command : commands()) {
+    list.add(Json::object({{"name", command.name}}));
+  }
+  return list;
+}
+
+Answer query_status(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  const vmm::RunState state = context.guest.run_state();
+  Json answer = Json::object(
+      {{"status", vmm::to_string(state)}, {"running", state == vmm::RunState::kRunning}});
+  if (state == vmm::RunState::kInternalError) {
+    answer.set("x-towline-reason", context.guest.failure());
+  }
+  return answer;
+}
+
+Answer query_name(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return Json::object({{"name", context.guest.name()}});
+}
+
+Answer query_kvm(CommandContext& /*context*/, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return Json::object({{"enabled", true}, {"present", true}});
+}
+
+Answer query_target(CommandContext& /*context*/, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return Json::object({{"arch", "x86_64"}});
+}
+
+Answer stop(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.guest.stop());
+  return done();
+}
+
+Answer cont(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.migration.may_continue());
+  TRY(context.guest.cont());
+  return done();
+}
+
+Answer system_reset(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.migration.may_reset());
+  TRY(context.guest.system_reset());
+  return done();
+}
+
+Answer quit(CommandContext& context, Arguments& arguments) {
+  const auto force = TRY(arguments.optional_boolean("x-force"));
+  NO_ARGUMENTS();
+  TRY(context.quitter.quit(force.value_or(false)));
+  return done();
+}
+
+/// The `uri` or `channels` of migrate and migrate-incoming.
+base::Expected<runtime::Uri> address(Arguments& arguments) {
+  const auto uri = TRY(arguments.optional_text("uri"));
+  const Json* channels = TRY(arguments.optional_array("channels"));
+  if (uri.has_value() == (channels != nullptr)) {
+    return refuse("need either 'uri' or 'channels' argument");
+  }
+  return uri ? runtime::Uri::parse(*uri) : address_from_channels(*channels);
+}
+
+Answer migrate_pause(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.migration.pause());
+  return done();
+}
+
+Answer migrate_recover(CommandContext& context, Arguments& arguments) {
+  const std::string uri = TRY(arguments.text("uri"));
+  NO_ARGUMENTS();
+  const auto at = TRY(runtime::Uri::parse(uri));
+  TRY(context.migration.recover_at(at));
+  return done();
+}
+
+Answer take_back(CommandContext& context, Arguments& arguments) {
+  const auto fenced = TRY(arguments.optional_boolean("target-is-fenced"));
+  NO_ARGUMENTS();
+  TRY(context.migration.take_back(fenced.value_or(false)));
+  return done();
+}
+
+Answer give_up_source(CommandContext& context, Arguments& arguments) {
+  const auto mode = TRY(arguments.optional_text("mode"));
+  NO_ARGUMENTS();
+  std::optional<runtime::SourceLoss> how;
+  if (mode) {
+    how = runtime::source_loss_named(*mode);
+    if (!how || *how == runtime::SourceLoss::kWait) {
+      return not_accepted("mode", *mode);
+    }
+  }
+  TRY(context.migration.give_up_source(how));
+  return done();
+}
+
+Answer migrate(CommandContext& context, Arguments& arguments) {
+  const auto resume = TRY(arguments.optional_boolean("resume"));
+  // Given by old scripts and without a meaning since long ago; only what it always was is taken.
+  const auto detach = TRY(arguments.optional_boolean("detach"));
+  const auto target = TRY(address(arguments));
+  NO_ARGUMENTS();
+  if (detach == false) {
+    return refuse("Parameter 'detach' cannot be false: 'migrate' always returns at once");
+  }
+  TRY(resume.value_or(false) ? context.migration.resume_migration(target)
+                             : context.migration.migrate(target));
+  return done();
+}
+
+Answer migrate_incoming(CommandContext& context, Arguments& arguments) {
+  const auto exit_on_error = TRY(arguments.optional_boolean("exit-on-error"));
+  const auto at = TRY(address(arguments));
+  NO_ARGUMENTS();
+  TRY(context.migration.listen(at, exit_on_error.value_or(true)));
+  return done();
+}
+
+Answer migrate_cancel(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.migration.cancel());
+  return done();
+}
+
+Answer migrate_start_postcopy(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  TRY(context.migration.start_postcopy());
+  return done();
+}
+
+Answer query_migrate(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return query_migrate_json(context.migration.report());
+}
+
+Answer set_capabilities(CommandContext& context, Arguments& arguments) {
+  const Json* list = TRY(arguments.array("capabilities"));
+  NO_ARGUMENTS();
+  TRY(context.migration.set_capabilities(*list));
+  return done();
+}
+
+Answer query_capabilities(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return capabilities_json(context.migration.settings());
+}
+
+Answer set_parameters(CommandContext& context, Arguments& arguments) {
+  // Not finish(): each name is judged by itself, with what to do instead.
+  TRY(context.migration.set_parameters(arguments.all()));
+  return done();
+}
+
+Answer query_parameters(CommandContext& context, Arguments& arguments) {
+  NO_ARGUMENTS();
+  return parameters_json(context.migration.settings());
+}
+
+#undef NO_ARGUMENTS
+
+// clang-format off
+constexpr std::array kCommands{
+    Command{"query-version",              true,  query_version},
+    Command{"query-commands",             true,  query_commands},
+    Command{"query-name",                 true,  query_name},
+    Command{"query-kvm",                  true,  query_kvm},
+    Command{"query-target",               true,  query_target},
+    Command{"query-status",               true,  query_status},
+    Command{"stop",                       false, stop},
+    Command{"cont",                       false, cont},
+    Command{"system_reset",               false, system_reset},
+    Command{"quit",                       false, quit},
+    Command{"migrate",                    false, migrate},
+    Command{"migrate-incoming",           false, migrate_incoming},
+    Command{"migrate_cancel",             true,  migrate_cancel},
+    Command{"migrate-start-postcopy",     true,  migrate_start_postcopy},
+    Command{"migrate-pause",              true,  migrate_pause},
+    Command{"migrate-recover",            true,  migrate_recover},
+    Command{"x-towline-take-back",        false, take_back},
+    Command{"x-towline-give-up-source",   false, give_up_source},
+    Command{"query-migrate",              true,  query_migrate},
+    Command{"migrate-set-capabilities",   false, set_capabilities},
+    Command{"query-migrate-capabilities", true,  query_capabilities},
+    Command{"migrate-set-parameters",     false, set_parameters},
+    Command{"query-migrate-parameters",   true,  query_parameters},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const Command> commands() {
+  return kCommands;
+}
+
+const Command* find_command(std::string_view name) {
+  const auto* const found = std::find_if(kCommands.begin(), kCommands.end(),
+                                         [&](const Command& one) { return one.name == name; });
+  return found == kCommands.end() ? nullptr : found;
+}
+
+Json version_json() {
+  // The interface that managers look for, and who speaks it.
+  return Json::object({{"qemu", Json::object({{"micro", 0}, {"minor", 2}, {"major", 10}})},
+                       {"package", "towline " TOWLINE_VERSION}});
+}
+
+}  // namespace towline::monitor

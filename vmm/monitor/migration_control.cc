@@ -1,0 +1,405 @@
+#include "vmm/monitor/migration_control.h"
+
+#include <functional>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "vmm/monitor/arguments.h"
+
+namespace towline::monitor {
+
+using runtime::MigrationStatus;
+
+/// Carries what the migration's threads say over to the loop.
+class MigrationControl::Observer final : public runtime::MigrationObserver {
+ public:
+  Observer(runtime::EventLoop& loop, std::shared_ptr<MigrationWatcher*> link, Role role)
+      : loop_(loop), role_(role), link_(std::move(link)) {}
+
+  void on_status(MigrationStatus status) override {
+    tell([role = role_, status](MigrationWatcher& to) { to.on_migration_status(role, status); });
+  }
+
+  void on_pass(std::uint64_t pass) override {
+    tell([pass](MigrationWatcher& to) { to.on_migration_pass(pass); });
+  }
+
+  void on_guest_stopped() override {
+    tell([](MigrationWatcher& to) { to.on_guest_stopped(); });
+  }
+
+  void on_guest_started() override {
+    tell([](MigrationWatcher& to) { to.on_guest_started(); });
+  }
+
+  void on_source_lost(std::uint64_t missing_pages) override {
+    tell([missing_pages](MigrationWatcher& to) { to.on_source_lost(missing_pages); });
+  }
+
+ private:
+  void tell(std::function<void(MigrationWatcher&)> what) {
+    loop_.post([link = link_, what = std::move(what)] {
+      if (*link != nullptr) {
+        what(**link);
+      }
+    });
+  }
+
+  runtime::EventLoop& loop_;
+  const Role role_;
+  const std::shared_ptr<MigrationWatcher*> link_;  // shared: see MigrationControl::link_.
+};
+
+namespace {
+
+bool in_postcopy(MigrationStatus status) {
+  switch (status) {
+    case MigrationStatus::kPostcopyDevice:
+    case MigrationStatus::kPostcopyActive:
+    case MigrationStatus::kPostcopyPaused:
+    case MigrationStatus::kPostcopyRecoverSetup:
+    case MigrationStatus::kPostcopyRecover:
+      return true;
+    case MigrationStatus::kNone:
+    case MigrationStatus::kSetup:
+    case MigrationStatus::kActive:
+    case MigrationStatus::kDevice:
+    case MigrationStatus::kCompleted:
+    case MigrationStatus::kFailed:
+    case MigrationStatus::kCancelling:
+    case MigrationStatus::kCancelled:
+      return false;
+  }
+  __builtin_unreachable();
+}
+
+bool is_over(MigrationStatus status) {
+  return status == MigrationStatus::kNone || runtime::is_final(status);
+}
+
+}  // namespace
+
+MigrationControl::MigrationControl(runtime::EventLoop& loop, Guest& guest,
+                                   MigrationFactory& factory, MigrationWatcher& watcher,
+                                   MigrationConfig config)
+    : loop_(loop),
+      guest_(guest),
+      factory_(factory),
+      config_(std::move(config)),
+      link_(std::make_shared<MigrationWatcher*>(&watcher)) {
+  settings_.source_loss = config_.source_loss;
+  settings_.source_loss_deadline_s =
+      static_cast<std::uint64_t>(config_.source_loss_deadline.count());
+  settings_.page_server = config_.page_server;
+}
+
+MigrationControl::~MigrationControl() {
+  *link_ = nullptr;
+}
+
+base::Outcome MigrationControl::set_capabilities(const Json& list) {
+  if (!is_over(outgoing_status())) {
+    return refuse("There's a migration process in progress");
+  }
+  settings_ = TRY(with_capabilities(settings_, list));
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::set_parameters(const Json* object) {
+  const bool running = !is_over(outgoing_status());
+  settings_ = TRY(with_parameters(settings_, object, running));
+  if (running) {
+    outgoing_->set_bandwidth(settings_.max_bandwidth, settings_.max_postcopy_bandwidth);
+  }
+  if (incoming_ != nullptr) {
+    TRY(incoming_->set_source_loss(settings_.source_loss,
+                                   std::chrono::seconds(settings_.source_loss_deadline_s)));
+  }
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::may_migrate() const {
+  // First the migration, then the machine: while one runs, that is the reason to give.
+  if (!is_over(outgoing_status())) {
+    return refuse("There's a migration process in progress");
+  }
+  const vmm::RunState state = guest_.run_state();
+  if (state == vmm::RunState::kInmigrate) {
+    return refuse("Guest is waiting for an incoming migration");
+  }
+  if (state == vmm::RunState::kPostmigrate || state == vmm::RunState::kFinishMigrate) {
+    return refuse("Can't migrate the vm that was paused due to previous migration");
+  }
+  if (incoming_ != nullptr && incoming_->report().source_loss.poisoned_pages != 0) {
+    return refuse(
+        "Pages of the guest were lost with the source that it came from and are poisoned here; a "
+        "further move would turn them into zeros");
+  }
+  if (incoming_ != nullptr && incoming_->misses_pages()) {
+    return refuse(
+        "The guest still misses pages of the migration that brought it here; wait until "
+        "query-migrate says 'completed', then migrate it on");
+  }
+  return base::Done{};
+}
+
+base::Expected<runtime::MigrationOptions> MigrationControl::options() const {
+  auto options = TRY(options_for(settings_));
+  options.secret = config_.secret;
+  options.page_server.command = config_.page_server_command;
+  return options;
+}
+
+std::unique_ptr<MigrationControl::Observer> MigrationControl::observe(Role role) {
+  return std::make_unique<Observer>(loop_, link_, role);
+}
+
+/// Puts `setup` in line before the migration's threads can say anything; it is told when the
+/// answer's value has become true by then.
+std::shared_ptr<bool> MigrationControl::announce_setup(Role role) {
+  auto accepted = std::make_shared<bool>(false);
+  loop_.post([link = link_, accepted, role] {
+    if (*accepted && *link != nullptr) {
+      (*link)->on_migration_status(role, MigrationStatus::kSetup);
+    }
+  });
+  return accepted;
+}
+
+base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
+  TRY(may_migrate());
+  const auto chosen = TRY(options());
+  forget();
+  auto observer = observe(Role::kSource);
+  const auto accepted = announce_setup(Role::kSource);
+  auto started = factory_.start(target, chosen, *observer);
+  if (!started.ok()) {
+    return base::Err{std::move(started).error()};
+  }
+  *accepted = true;
+  outgoing_observer_ = std::move(observer);
+  outgoing_ = std::move(started).value();
+  last_role_ = Role::kSource;
+  base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={}",
+            target.to_string(), chosen.bulk_lanes, chosen.passes);
+  return base::Done{};
+}
+
+void MigrationControl::forget() {
+  if (outgoing_ != nullptr) {
+    past_ = RoleReport{Role::kSource, outgoing_->report()};
+    outgoing_.reset();  // Final: its threads have nothing left to wait for.
+  }
+}
+
+base::Outcome MigrationControl::adopt(const Start& start) {
+  forget();
+  auto observer = observe(Role::kSource);
+  auto started = start(*observer);
+  if (!started.ok()) {
+    return base::Err{std::move(started).error()};
+  }
+  outgoing_observer_ = std::move(observer);
+  outgoing_ = std::move(started).value();
+  last_role_ = Role::kSource;
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::resume_migration(const runtime::Uri& target) {
+  if (outgoing_status() != MigrationStatus::kPostcopyPaused) {
+    return refuse("Cannot resume if there is no paused migration");
+  }
+  return outgoing_->resume(target);
+}
+
+base::Outcome MigrationControl::pause() {
+  if (last_role_ == Role::kTarget && incoming_ != nullptr) {
+    return incoming_->pause();
+  }
+  if (outgoing_ == nullptr) {
+    return refuse(
+        "migrate-pause is currently only supported during postcopy-active or postcopy-recover "
+        "state");
+  }
+  return outgoing_->pause();
+}
+
+base::Outcome MigrationControl::recover_at(const runtime::Uri& at) {
+  if (incoming_ == nullptr || incoming_->report().status != MigrationStatus::kPostcopyPaused) {
+    return refuse("Migrate recover can only be run when postcopy is paused.");
+  }
+  TRY(may_listen(at));
+  return incoming_->recover_at(at);
+}
+
+base::Outcome MigrationControl::take_back(bool target_is_fenced) {
+  if (outgoing_ == nullptr) {
+    return refuse("There is no migration out of here to take back");
+  }
+  if (!target_is_fenced) {
+    return refuse(
+        "The target may run the guest: two running copies destroy it. Make sure that the target's "
+        "process is gone for good (its host powered off, or the process killed), then say so with "
+        "\"target-is-fenced\": true");
+  }
+  return outgoing_->take_back();
+}
+
+base::Outcome MigrationControl::give_up_source(std::optional<runtime::SourceLoss> how) {
+  if (incoming_ == nullptr) {
+    return refuse("There is no migration into here whose source could be given up");
+  }
+  const auto policy = how.value_or(settings_.source_loss);
+  if (policy == runtime::SourceLoss::kWait) {
+    return refuse(
+        "Say what becomes of the guest: \"mode\": \"poison\" makes what is missing an error to "
+        "touch, \"give-up\" ends the guest");
+  }
+  return incoming_->give_up_source(policy);
+}
+
+base::Outcome MigrationControl::start_postcopy() {
+  if (!settings_.postcopy_ram) {
+    return refuse("Enable postcopy with migrate_set_capability before the start of migration");
+  }
+  if (outgoing_ == nullptr) {
+    return refuse("Postcopy must be started after migration has been started");
+  }
+  outgoing_->start_postcopy();
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::cancel() {
+  if (outgoing_ != nullptr && !is_over(outgoing_status())) {
+    if (in_postcopy(outgoing_status())) {
+      return refuse("Postcopy migration in progress, cannot cancel.");
+    }
+    auto cancelled = outgoing_->cancel();
+    // The point of no return may lie between the question and the order.
+    return !cancelled.ok() && in_postcopy(outgoing_status())
+               ? refuse("Postcopy migration in progress, cannot cancel.")
+               : std::move(cancelled);
+  }
+  const bool arriving = incoming_ != nullptr && !is_over(incoming_->report().status);
+  if (arriving && incoming_->report().status != MigrationStatus::kSetup) {
+    return refuse("An incoming migration is cancelled at its source");
+  }
+  return base::Done{};  // As in QEMU: nothing to cancel is no error.
+}
+
+base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_error) {
+  if (!config_.incoming) {
+    return refuse("'-incoming' was not specified on the command line");
+  }
+  if (incoming_ != nullptr) {
+    return refuse("The incoming migration has already been started");
+  }
+  TRY(may_listen(at));
+  const auto chosen = TRY(options());
+  auto observer = observe(Role::kTarget);
+  const auto accepted = announce_setup(Role::kTarget);
+  auto listening = factory_.listen(at, chosen, *observer);
+  if (!listening.ok()) {
+    return base::Err{std::move(listening).error()};
+  }
+  *accepted = true;
+  incoming_observer_ = std::move(observer);
+  incoming_ = std::move(listening).value();
+  exit_on_error_ = exit_on_error;
+  last_role_ = Role::kTarget;
+  const auto address = incoming_->report().listening;
+  base::log(base::LogLevel::kInfo, "migration.listen address={}",
+            address ? address->to_string() : at.to_string());
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::may_listen(const runtime::Uri& at) const {
+  if (!at.is_local() && !config_.secret && !config_.allow_unprotected) {
+    return refuse(fmt::format(
+        "address '{}' can be reached from other hosts, and anybody there could hand this process "
+        "a guest: start it with --secret FILE (the same on both sides), or with "
+        "--allow-unprotected if the network is trusted",
+        at.to_string()));
+  }
+  return base::Done{};
+}
+
+MigrationStatus MigrationControl::outgoing_status() const {
+  return outgoing_ == nullptr ? MigrationStatus::kNone : outgoing_->report().status;
+}
+
+std::optional<RoleReport> MigrationControl::report() const {
+  if (last_role_ == Role::kSource && outgoing_ != nullptr) {
+    return RoleReport{Role::kSource, outgoing_->report()};
+  }
+  if (last_role_ == Role::kSource && past_) {
+    return past_;
+  }
+  if (incoming_ != nullptr) {
+    return RoleReport{Role::kTarget, incoming_->report()};
+  }
+  return std::nullopt;
+}
+
+base::Outcome MigrationControl::may_continue() const {
+  const vmm::RunState state = guest_.run_state();
+  if (state == vmm::RunState::kFinishMigrate) {
+    return refuse("Migration is not finalized yet");
+  }
+  if (state == vmm::RunState::kPostmigrate) {
+    return refuse(
+        "The guest was moved away and runs at the target: continuing it here would make a second "
+        "copy of it");
+  }
+  return base::Done{};
+}
+
+base::Outcome MigrationControl::may_reset() const {
+  TRY(may_continue());
+  if (guest_.run_state() == vmm::RunState::kInmigrate) {
+    return refuse("Guest is waiting for an incoming migration");
+  }
+  return base::Done{};
+}
+
+std::optional<std::string> MigrationControl::danger_of_ending() const {
+  if (auto kept = guest_.danger_of_ending()) {
+    return kept;
+  }
+  if (outgoing_ != nullptr && outgoing_->holds_the_guest() && !outgoing_->may_be_left()) {
+    return fmt::format(
+        "the guest was handed to the target, and {} bytes of its memory may be only here: ending "
+        "this process now can destroy the guest. Wait until query-migrate says 'completed'",
+        outgoing_->report().remaining_bytes);
+  }
+  if (incoming_ != nullptr && incoming_->misses_pages()) {
+    const auto report = incoming_->report();
+    if (in_postcopy(report.status)) {
+      return fmt::format(
+          "the guest lives here and {} bytes of its memory are still at the source: ending this "
+          "process now destroys the guest. Wait until query-migrate says 'completed'",
+          report.remaining_bytes);
+    }
+  }
+  return std::nullopt;
+}
+
+bool MigrationControl::guest_given_up() const {
+  return incoming_ != nullptr && incoming_->report().source_loss.guest_ended;
+}
+
+bool MigrationControl::may_be_left() const {
+  return outgoing_ != nullptr && outgoing_->may_be_left();
+}
+
+bool MigrationControl::can_be_cancelled() const {
+  return outgoing_ != nullptr && !is_over(outgoing_status()) && !outgoing_->holds_the_guest();
+}
+
+bool MigrationControl::in_progress() const {
+  return !is_over(outgoing_status());
+}
+
+}  // namespace towline::monitor

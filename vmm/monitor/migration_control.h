@@ -1,0 +1,153 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "runtime/event_loop.h"
+#include "runtime/migration.h"
+#include "vmm/monitor/guest.h"
+#include "vmm/monitor/migration_settings.h"
+
+namespace towline::monitor {
+
+/// Which end of a migration this process is.
+enum class Role : std::uint8_t { kSource, kTarget };
+
+/// Told of a migration's changes, on the loop's thread and in their order.
+class MigrationWatcher {
+ public:
+  MigrationWatcher() = default;
+  MigrationWatcher(const MigrationWatcher&) = delete;
+  MigrationWatcher& operator=(const MigrationWatcher&) = delete;
+  virtual ~MigrationWatcher() = default;
+
+  virtual void on_migration_status(Role role, runtime::MigrationStatus status) = 0;
+  virtual void on_migration_pass(std::uint64_t pass) = 0;
+  virtual void on_guest_stopped() = 0;
+  virtual void on_guest_started() = 0;
+  virtual void on_source_lost(std::uint64_t missing_pages) = 0;
+};
+
+/// What a process is told about migrations when it starts.
+struct MigrationConfig {
+  bool incoming = false;              ///< Started to receive a guest.
+  std::optional<std::string> secret;  ///< From --secret FILE.
+  bool allow_unprotected = false;     ///< May listen beyond this host without a secret.
+  runtime::SourceLoss source_loss = runtime::SourceLoss::kWait;  ///< The parameters' first values.
+  std::chrono::seconds source_loss_deadline{60};
+  /// What is executed for a page server of one's own; empty: none can be had.
+  std::vector<std::string> page_server_command = {};
+  runtime::PageServerChoice page_server = {};  ///< Unless x-towline-page-server says otherwise.
+};
+
+/// A migration's numbers, with the end that they are from.
+struct RoleReport {
+  Role role = Role::kSource;
+  runtime::MigrationReport report;
+};
+
+/// The settings, the migration in progress and the rules about what may be asked when. The wording
+/// of its errors is QEMU's where QEMU has the same rule.
+///
+/// Threads: the loop's. Waits for no vCPU and for none of the migration's threads, except that a
+/// finished migration is joined when the next one starts.
+class MigrationControl {
+ public:
+  /// All four outlive this.
+  MigrationControl(runtime::EventLoop& loop, Guest& guest, MigrationFactory& factory,
+                   MigrationWatcher& watcher, MigrationConfig config);
+  ~MigrationControl();
+  MigrationControl(const MigrationControl&) = delete;
+  MigrationControl& operator=(const MigrationControl&) = delete;
+
+  [[nodiscard]] const MigrationSettings& settings() const { return settings_; }
+
+  base::Outcome set_capabilities(const Json& list);
+  base::Outcome set_parameters(const Json* object);
+
+  base::Outcome migrate(const runtime::Uri& target);
+
+  using Start = std::function<base::Expected<std::unique_ptr<runtime::Outgoing>>(
+      runtime::MigrationObserver& observer)>;
+  /// Makes the migration that `start` returns, already under way, the one in progress here.
+  base::Outcome adopt(const Start& start);
+  /// Forgets the one in progress, apart from its numbers. Only after its end.
+  void forget();
+
+  /// Reconnects a paused migration, to `target`.
+  base::Outcome resume_migration(const runtime::Uri& target);
+  /// Ends the link in post-copy, at either end.
+  base::Outcome pause();
+  /// At a paused target: listens at a further address.
+  base::Outcome recover_at(const runtime::Uri& at);
+  /// The last resort of a source that does not know whether the target runs the guest.
+  base::Outcome take_back(bool target_is_fenced);
+  /// At a paused target: what is missing is lost; `how` says what becomes of the guest. Not given:
+  /// as the parameter says.
+  base::Outcome give_up_source(std::optional<runtime::SourceLoss> how);
+  base::Outcome start_postcopy();
+  base::Outcome cancel();
+
+  /// Begins to listen. `exit_on_error`: see exits_on_error().
+  base::Outcome listen(const runtime::Uri& at, bool exit_on_error);
+
+  /// The numbers of the last migration of this process, finished or not.
+  [[nodiscard]] std::optional<RoleReport> report() const;
+
+  /// The guest may be let run, as far as migrations are concerned.
+  [[nodiscard]] base::Outcome may_continue() const;
+  [[nodiscard]] base::Outcome may_reset() const;
+
+  /// What goes on without this process is at a page server: it may end though it is in progress.
+  [[nodiscard]] bool may_be_left() const;
+
+  /// What would be lost if this process ended now; nothing if that harms no other process.
+  [[nodiscard]] std::optional<std::string> danger_of_ending() const;
+
+  /// The incoming migration ended the guest because its source was lost.
+  [[nodiscard]] bool guest_given_up() const;
+
+  /// A migration out of here is in progress and has not given the guest away yet.
+  [[nodiscard]] bool can_be_cancelled() const;
+  /// There is a migration here whose threads may not be joined yet.
+  [[nodiscard]] bool in_progress() const;
+
+  /// A failure of the incoming migration ends the process (QEMU's exit-on-error).
+  [[nodiscard]] bool exits_on_error() const { return exit_on_error_; }
+
+ private:
+  class Observer;
+
+  [[nodiscard]] runtime::MigrationStatus outgoing_status() const;
+  [[nodiscard]] base::Outcome may_migrate() const;
+  [[nodiscard]] base::Outcome may_listen(const runtime::Uri& at) const;
+  [[nodiscard]] base::Expected<runtime::MigrationOptions> options() const;
+  std::unique_ptr<Observer> observe(Role role);
+  std::shared_ptr<bool> announce_setup(Role role);
+
+  runtime::EventLoop& loop_;
+  Guest& guest_;
+  MigrationFactory& factory_;
+  const MigrationConfig config_;
+  MigrationSettings settings_;
+  bool exit_on_error_ = true;
+  Role last_role_ = Role::kSource;
+  std::optional<RoleReport> past_;  // Of the outgoing migration before outgoing_.
+  // shared: with the posts that are on their way to the loop. Null when this is gone; the pointer
+  // in it is the loop's thread's alone.
+  const std::shared_ptr<MigrationWatcher*> link_;
+
+  // An observer outlives the migration that calls it.
+  std::unique_ptr<Observer> outgoing_observer_;
+  std::unique_ptr<Observer> incoming_observer_;
+  std::unique_ptr<runtime::Outgoing> outgoing_;
+  std::unique_ptr<runtime::Incoming> incoming_;
+};
+
+}  // namespace towline::monitor

@@ -1,0 +1,134 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "runtime/event_loop.h"
+#include "vmm/machine.h"
+#include "vmm/monitor/commands.h"
+#include "vmm/monitor/guest.h"
+#include "vmm/monitor/migration_control.h"
+#include "vmm/monitor/qmp_server.h"
+
+namespace towline::monitor {
+
+/// How the process is to end.
+struct Exit {
+  int code = 0;
+  /// At once, joining nothing: a migration's threads or a vCPU may be waiting for something that
+  /// will not come.
+  bool forced = false;
+};
+
+/// Carries what the machine says, from any thread, over to the loop. Made before the machine,
+/// because it must outlive it.
+class MachineEvents final : public vmm::MachineListener {
+ public:
+  /// Called on the loop's thread. `to` may be null again before its end.
+  void deliver_to(vmm::MachineListener* to) { to_ = to; }
+
+  explicit MachineEvents(runtime::EventLoop& loop) : loop_(loop) {}
+
+  void on_stop() override;
+  void on_resume() override;
+  void on_reset() override;
+  void on_shutdown(vmm::ShutdownCause cause) override;
+  void on_failure(const std::string& reason) override;
+
+ private:
+  void tell(std::function<void(vmm::MachineListener&)> what);
+
+  runtime::EventLoop& loop_;
+  vmm::MachineListener* to_ = nullptr;  // The loop's thread.
+};
+
+/// The control plane of one machine: QMP sockets, migrations, signals, and the one place that
+/// decides whether the process may end.
+///
+/// Threads: the loop's.
+class Monitor final : public Quitter, private MigrationWatcher, private vmm::MachineListener {
+ public:
+  struct Parts {
+    runtime::EventLoop& loop;
+    Guest& guest;
+    MigrationFactory& factory;
+    MachineEvents& machine_events;
+    const base::Clock& clock;
+  };
+
+  /// All parts outlive this. `exit` is called once, when the process shall end.
+  Monitor(const Parts& parts, MigrationConfig config, std::function<void(Exit)> exit);
+  ~Monitor() override;
+  Monitor(const Monitor&) = delete;
+  Monitor& operator=(const Monitor&) = delete;
+
+  base::Outcome listen_qmp(const std::string& path, bool events) {
+    return server_.listen(path, events);
+  }
+
+  /// For a process that ends without destroying this.
+  void close_qmp() { server_.close(); }
+
+  /// As migrate-incoming.
+  base::Outcome listen_for_guest(const runtime::Uri& at) { return migration_.listen(at, true); }
+
+  /// See MigrationControl.
+  base::Outcome adopt(const MigrationControl::Start& start) { return migration_.adopt(start); }
+
+  void forget_migration() { migration_.forget(); }
+
+  /// The process is to end when nothing would be lost by it.
+  void end_when_nothing_is_kept() { static_cast<void>(end(false, Json())); }
+
+  /// SIGINT, SIGTERM, SIGHUP. Refused while ending would lose the guest, unless a second one comes
+  /// within five seconds.
+  void on_signal(const char* name);
+
+  base::Outcome quit(bool force) override;
+
+ private:
+  struct Ending {
+    Exit exit;
+    Json shutdown;  ///< Data of the SHUTDOWN event; null: it was sent already.
+  };
+
+  void on_migration_status(Role role, runtime::MigrationStatus status) override;
+  void on_migration_pass(std::uint64_t pass) override;
+
+  void on_guest_stopped() override { on_stop(); }
+
+  void on_guest_started() override;
+
+  void on_source_lost(std::uint64_t missing_pages) override;
+
+  void on_stop() override;
+  void on_resume() override;
+  void on_reset() override;
+  void on_shutdown(vmm::ShutdownCause cause) override;
+  void on_failure(const std::string& reason) override;
+
+  base::Outcome end(bool force, Json shutdown);
+  void end_when_settled();
+  void end_if_failed(runtime::MigrationStatus status);
+
+  const base::Clock& clock_;
+  Guest& guest_;
+  MachineEvents& machine_events_;
+  const std::function<void(Exit)> exit_;
+  MigrationControl migration_;
+  CommandContext context_;
+  QmpServer server_;
+  // What clients were told last, so that they hear it once.
+  std::optional<bool> told_stopped_;
+  std::optional<runtime::MigrationStatus> told_source_;
+  std::optional<runtime::MigrationStatus> told_target_;
+  std::optional<base::Instant> refused_signal_;
+  std::optional<Ending> ending_;  ///< Decided, but a migration is not settled yet.
+  bool ended_ = false;
+};
+
+}  // namespace towline::monitor
