@@ -54,6 +54,12 @@ class Counting(unittest.TestCase):
         output = 'SKIPPED: 2\nSKIP: one\n' + self.DOCTEST.format(5, 5, 0)
         self.assertEqual(self.tally(0, output)[1], 1)
 
+    def test_a_program_that_takes_too_long_is_asked_where_it_is_and_then_ended(self):
+        asked = 'trap "echo in case x; exit 1" TERM; read line < /dev/zero & wait'
+        status, output = run_suites.watch(['bash', '-c', asked], {}, limit=1, echo=False)
+        self.assertIsNone(status)
+        self.assertIn('in case x', output)
+
     def test_our_own_line_is_read(self):
         output = 'SKIP: x: why\n[cases] 4 passed, 1 failed, 1 skipped\n'
         self.assertEqual(self.tally(1, output), (4, 1, 1, None))

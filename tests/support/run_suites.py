@@ -29,6 +29,7 @@ SLOW_LINT = ('clang_tidy.py',)
 SANITIZERS = {'address': 'address,undefined', 'thread': 'thread'}
 SKIP_STATUS = 77
 TAIL_LINES = 60
+GRACE_S = 10  # For a program that took too long to say where it is.
 
 DOCTEST = re.compile(r'\[doctest\] test cases: +(\d+) \| +(\d+) passed \| +(\d+) failed')
 OWN = re.compile(r'^\[cases\] (\d+) passed, (\d+) failed, (\d+) skipped$', re.M)
@@ -301,8 +302,12 @@ def watch(command, environment, limit, echo):
     expired = []
 
     def expire(*_):
+        if expired:
+            end_session(process)
+        else:
+            process.terminate()  # doctest answers this with the name of the case.
         expired.append(True)
-        end_session(process)
+        signal.alarm(GRACE_S)
 
     signal.signal(signal.SIGALRM, expire)
     signal.alarm(int(limit))
