@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 
 #include <fmt/format.h>
 
+#include "base/thread.h"
 #include "runtime/sockets.h"
 #include "runtime/wire/codec.h"
 
@@ -163,6 +165,37 @@ Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& option
     tune_bulk(lane->fd());
   }
   return OpenedLane{std::move(lane), reply};
+}
+
+Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOptions& options,
+                                    const LaneIdentity& identity, std::uint32_t bulk_lanes,
+                                    const std::function<base::Outcome()>& meanwhile) {
+  // The urgent lane is the first of them.
+  std::vector<std::optional<Expected<OpenedLane>>> opened(1 + bulk_lanes);
+  std::vector<base::NamedThread> threads;
+  threads.reserve(opened.size());
+  for (std::size_t i = 0; i < opened.size(); ++i) {
+    threads.emplace_back("tl-open", [&, i] {
+      opened[i] = i == 0 ? open_lane(target, options, identity, wire::LaneRole::kUrgent, 0)
+                         : open_lane(target, options, identity, wire::LaneRole::kBulk,
+                                     static_cast<std::uint8_t>(i - 1));
+    });
+  }
+  const auto done = meanwhile ? meanwhile() : base::Outcome(base::Done{});
+  for (base::NamedThread& thread : threads) {
+    thread.join();
+  }
+  TRY(base::Outcome(done));
+  DataLanes lanes;
+  for (std::size_t i = 0; i < opened.size(); ++i) {
+    auto one = TRY(*std::move(opened[i]));
+    if (i == 0) {
+      lanes.urgent = std::move(one.lane);
+    } else {
+      lanes.bulk.push_back(std::move(one.lane));
+    }
+  }
+  return lanes;
 }
 
 }  // namespace towline::runtime

@@ -57,6 +57,20 @@ base::Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& 
                                      std::uint8_t lane,
                                      const std::function<void(Lane*)>& shaking = {});
 
+/// The lanes that carry pages.
+struct DataLanes {
+  std::unique_ptr<Lane> urgent;
+  std::vector<std::unique_ptr<Lane>> bulk;
+};
+
+/// Source: opens the urgent lane and `bulk_lanes` bulk lanes at the same time, so that over a
+/// distance all of them cost the round trips of one. `meanwhile` runs in the caller's thread.
+///
+/// Errors: of `meanwhile`, or as open_lane(); then no lane is left open.
+base::Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOptions& options,
+                                          const LaneIdentity& identity, std::uint32_t bulk_lanes,
+                                          const std::function<base::Outcome()>& meanwhile = {});
+
 /// Bytes of a text, for payloads.
 std::span<const std::byte> bytes_of(std::string_view text);
 std::string text_of(std::span<const std::byte> bytes);

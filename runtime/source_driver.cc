@@ -135,7 +135,6 @@ void SourceDriver::move() {
 Outcome SourceDriver::migrate() {
   TRY(open_control());
   TRY(send_description());
-  TRY(measure_clock());
   TRY(open_lanes());
   TRY(find_page_server());
   TRY(step(SourceEvent::kAccepted));
@@ -186,16 +185,15 @@ Outcome SourceDriver::open_lanes() {
   watch_thread_ = base::NamedThread("tl-watch", [this] { watch(); });
   LaneIdentity proven = identity_;
   proven.secret = session_secret_;
-  auto urgent = TRY(open_lane(target_, options_, proven, wire::LaneRole::kUrgent, 0));
+  auto opened = TRY(open_data_lanes(target_, options_, proven, options_.bulk_lanes,
+                                    [this] { return measure_clock(); }));
   auto bulk = std::make_unique<BulkSender>(memory_, owed_, counters_, options_.max_bandwidth);
-  for (std::uint32_t lane = 0; lane < options_.bulk_lanes; ++lane) {
-    auto opened = TRY(open_lane(target_, options_, proven, wire::LaneRole::kBulk,
-                                static_cast<std::uint8_t>(lane)));
-    bulk->add_lane(std::move(opened.lane));
+  for (auto& lane : opened.bulk) {
+    bulk->add_lane(std::move(lane));
   }
   const base::Lock lock(mutex_);
   bulk_ = std::move(bulk);
-  server_ = serve(std::move(urgent.lane), 0);
+  server_ = serve(std::move(opened.urgent), 0);
   set_up_ = clock_.now();
   last_sync_ = set_up_;
   if (inbox_.switch_asked) {

@@ -281,19 +281,17 @@ Outcome SourceDriver::order_again() {
 Outcome SourceDriver::open_lanes_again(const Uri& at) {
   LaneIdentity proven = identity_;
   proven.secret = session_secret_;
-  auto urgent = TRY(open_lane(at, options_, proven, wire::LaneRole::kUrgent, 0));
+  auto opened = TRY(open_data_lanes(at, options_, proven, options_.bulk_lanes));
   std::uint64_t limit = 0;
   {
     const base::Lock lock(mutex_);
     limit = options_.max_postcopy_bandwidth;
   }
   auto bulk = std::make_unique<BulkSender>(memory_, owed_, counters_, limit);
-  for (std::uint32_t lane = 0; lane < options_.bulk_lanes; ++lane) {
-    auto opened = TRY(
-        open_lane(at, options_, proven, wire::LaneRole::kBulk, static_cast<std::uint8_t>(lane)));
-    bulk->add_lane(std::move(opened.lane));
+  for (auto& lane : opened.bulk) {
+    bulk->add_lane(std::move(lane));
   }
-  auto server = serve(std::move(urgent.lane), 0);
+  auto server = serve(std::move(opened.urgent), 0);
   server->open();
   const base::Lock lock(mutex_);
   bulk_ = std::move(bulk);
