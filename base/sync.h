@@ -15,6 +15,7 @@
 #define REQUIRES(what) TOWLINE_TSA(requires_capability(what))
 #define EXCLUDES(what) TOWLINE_TSA(locks_excluded(what))
 #define ACQUIRES(...) TOWLINE_TSA(acquire_capability(__VA_ARGS__))
+#define TRY_ACQUIRES(...) TOWLINE_TSA(try_acquire_capability(__VA_ARGS__))
 #define RELEASES(...) TOWLINE_TSA(release_capability(__VA_ARGS__))
 /// On a lambda that runs only while its mutex is held (the predicate of a wait): the analysis does
 /// not see through the call.
@@ -40,6 +41,8 @@ class CAPABILITY("mutex") Mutex {
   void lock() ACQUIRES() { mutex_.lock(); }
 
   void unlock() RELEASES() { mutex_.unlock(); }
+
+  [[nodiscard]] bool try_lock() TRY_ACQUIRES(true) { return mutex_.try_lock(); }
 
  private:
   std::mutex mutex_;

@@ -12,16 +12,21 @@ namespace towline::runtime {
 
 base::Expected<std::unique_ptr<FaultService>> FaultService::start(
     TargetMemory& memory, PageReceiver& receiver,
-    std::function<void(std::span<const base::PageIndex>)> ask) {
+    std::function<void(std::span<const base::PageIndex>)> ask,
+    std::function<void(const std::string&)> failed) {
   auto stop = TRY(base::make_eventfd());
   return std::unique_ptr<FaultService>(
-      new FaultService(memory, receiver, std::move(ask), std::move(stop)));
+      new FaultService(memory, receiver, std::move(ask), std::move(failed), std::move(stop)));
 }
 
 FaultService::FaultService(TargetMemory& memory, PageReceiver& receiver,
                            std::function<void(std::span<const base::PageIndex>)> ask,
-                           base::OwnedFd stop)
-    : memory_(memory), receiver_(receiver), ask_(std::move(ask)), stop_(std::move(stop)) {
+                           std::function<void(const std::string&)> failed, base::OwnedFd stop)
+    : memory_(memory),
+      receiver_(receiver),
+      ask_(std::move(ask)),
+      failed_(std::move(failed)),
+      stop_(std::move(stop)) {
   thread_ = base::NamedThread("tl-fault", [this] { run(); });
 }
 
@@ -56,9 +61,8 @@ void FaultService::run() {
       faults.clear();
       const auto read = memory_.read_faults(shard, faults);
       if (!read.ok()) {
-        base::log(base::LogLevel::kError, "fault.read_failed shard={} reason={}", shard,
-                  base::to_string(read.error()));
         waiting[shard].fd = -1;  // poll() skips it from now on.
+        failed_(base::to_string(read.error()));
       }
       for (const base::PageIndex page : faults) {
         if (receiver_.on_fault(page)) {

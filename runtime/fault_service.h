@@ -20,11 +20,13 @@ namespace towline::runtime {
 /// itself) and never waits for the network.
 class FaultService {
  public:
-  /// `ask` sends requests; what it is given is marked as asked already. Both references outlive
-  /// this.
+  /// `ask` sends requests; what it is given is marked as asked already. `failed` is told, once,
+  /// when faults cannot be read any more: whoever waits for a page would wait for ever. Both
+  /// references outlive this.
   static base::Expected<std::unique_ptr<FaultService>> start(
       TargetMemory& memory, PageReceiver& receiver,
-      std::function<void(std::span<const base::PageIndex>)> ask);
+      std::function<void(std::span<const base::PageIndex>)> ask,
+      std::function<void(const std::string&)> failed);
 
   FaultService(const FaultService&) = delete;
   FaultService& operator=(const FaultService&) = delete;
@@ -32,12 +34,14 @@ class FaultService {
 
  private:
   FaultService(TargetMemory& memory, PageReceiver& receiver,
-               std::function<void(std::span<const base::PageIndex>)> ask, base::OwnedFd stop);
+               std::function<void(std::span<const base::PageIndex>)> ask,
+               std::function<void(const std::string&)> failed, base::OwnedFd stop);
   void run();
 
   TargetMemory& memory_;
   PageReceiver& receiver_;
   std::function<void(std::span<const base::PageIndex>)> ask_;
+  std::function<void(const std::string&)> failed_;
   base::OwnedFd stop_;
   base::NamedThread thread_;
 };

@@ -45,8 +45,24 @@ base::Outcome Lane::send(wire::FrameHeader header, std::span<const std::byte> pa
   return send_parts({part(head), part(payload)});
 }
 
+base::Outcome Lane::send_if_idle(wire::FrameHeader header, std::span<const std::byte> payload) {
+  if (!send_mutex_.try_lock()) {
+    return base::Done{};
+  }
+  header.length = static_cast<std::uint32_t>(payload.size());
+  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
+  const wire::HeaderBytes head = wire::encode_header(header);
+  auto sent = put({part(head), part(payload)});
+  send_mutex_.unlock();
+  return sent;
+}
+
 base::Outcome Lane::send_parts(std::vector<iovec> parts) {
   const base::Lock lock(send_mutex_);
+  return put(std::move(parts));
+}
+
+base::Outcome Lane::put(std::vector<iovec> parts) {
   std::size_t at = 0;
   advance(parts, at, 0);
   while (at < parts.size()) {

@@ -30,6 +30,10 @@ class Lane {
   /// Sends a frame; sets length and checksum from `payload`. Errors: kDisconnected.
   base::Outcome send(wire::FrameHeader header, std::span<const std::byte> payload = {});
 
+  /// As send(), unless another thread is sending: then nothing is done, and it counts as sent. For
+  /// signs of life, which what is being sent is as well.
+  base::Outcome send_if_idle(wire::FrameHeader header, std::span<const std::byte> payload = {});
+
   /// Sends `parts` as they are: frames that were encoded by the caller, in one flight.
   base::Outcome send_parts(std::vector<iovec> parts);
 
@@ -57,6 +61,8 @@ class Lane {
   [[nodiscard]] std::uint64_t bytes_received() const { return received_; }
 
  private:
+  base::Outcome put(std::vector<iovec> parts) REQUIRES(send_mutex_);
+
   // Receives until `wanted` bytes are in the buffer; false: the peer closed before the first.
   base::Expected<bool> fill(std::size_t wanted);
 

@@ -152,6 +152,16 @@ bool Uri::is_local() const {
   return kind == Kind::kUnix || is_loopback(host);
 }
 
+bool Uri::needs_lookup() const {
+  if (kind == Kind::kUnix || host == "localhost") {
+    return false;
+  }
+  std::array<unsigned char, sizeof(in6_addr)> bytes{};
+  const std::string address = host.substr(0, host.find('%'));  // Without the zone.
+  return ::inet_pton(AF_INET, address.c_str(), bytes.data()) != 1 &&
+         ::inet_pton(AF_INET6, address.c_str(), bytes.data()) != 1;
+}
+
 base::Expected<PageServerChoice> PageServerChoice::parse(const std::string& text) {
   PageServerChoice choice;
   if (text == "none") {

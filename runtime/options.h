@@ -44,6 +44,10 @@ struct Uri {
 
   /// 127.0.0.0/8, ::1, "localhost" or a unix path: nothing beyond this host can reach it.
   [[nodiscard]] bool is_local() const;
+
+  /// The host is a name other than "localhost": to know its address takes as long as the network
+  /// lets it.
+  [[nodiscard]] bool needs_lookup() const;
 };
 
 /// Who holds the guest's memory besides the source's process, so that it outlives that process.

@@ -95,7 +95,8 @@ class Machine {
 
   /// Pages (global indices) that KVM and the guest's first instructions will touch, most urgent
   /// first: clock and steal-time pages, page tables on the way to RIP and RSP, the stack, the code.
-  /// Called on the parked machine before the last read of the dirty log.
+  /// Those of the state that was saved last: called after save(), before the last read of the dirty
+  /// log, and makes no vCPU ioctl.
   [[nodiscard]] virtual std::vector<base::PageIndex> first_pages() = 0;
 
   /// Target, after the gate opened: starts the vCPUs (unless the source's guest was stopped by its

@@ -146,7 +146,8 @@ Outcome SourceDriver::migrate() {
 }
 
 Outcome SourceDriver::open_control() {
-  auto opened = TRY(open_lane(target_, options_, identity_, wire::LaneRole::kControl, 0));
+  auto opened = TRY(open_lane(target_, options_, identity_, wire::LaneRole::kControl, 0,
+                              [this](Lane* lane) { note_shaking(lane); }));
   {
     const base::Lock lock(mutex_);
     control_ = std::move(opened.lane);
@@ -317,8 +318,8 @@ Outcome SourceDriver::park() {
 // Everything that the target needs to run, in one flight. Nothing here grows with memory except
 // the reading of the dirty log.
 Outcome SourceDriver::send_flight() {
-  const std::vector<PageIndex> first = machine_.first_pages();
   const auto state = TRY(machine_.save());
+  const std::vector<PageIndex> first = machine_.first_pages();
   const auto encoded = TRY(encode(state));
   SwitchFlight flight;
   DirtyRounds::Round last;
@@ -344,12 +345,15 @@ Outcome SourceDriver::send_flight() {
     TRY(step_locked(SourceEvent::kOrderSent));
     TRY(machine_.gate().step(OwnershipEvent::kOrder));
     ++dirty_syncs_;
+    flight_leaves_ = true;
   }
   auto sent = flight.send(*control_);
-  if (!sent.ok()) {
-    lose(sent.error());  // Whether the order arrived is not known. Nobody runs the guest here.
-  }
   const base::Lock lock(mutex_);
+  flight_leaves_ = false;
+  if (!sent.ok()) {
+    // Whether the order arrived is not known. Nobody runs the guest here.
+    lose_locked(sent.error());
+  }
   bytes_after_flight_ = bytes_sent();
   for (const PageRange& run : last.pages) {
     order_->on_recently_dirty(run);
@@ -576,6 +580,10 @@ void SourceDriver::lose_locked(const base::Error& reason) {
   }
   if (shaking_ != nullptr) {
     shaking_->shutdown();  // No lane of this epoch is of use any more.
+  }
+  if (flight_leaves_) {
+    // Its sender may be blocked in it. What the target said is read on.
+    ::shutdown(control_->fd(), SHUT_WR);
   }
   changed_.notify_all();
 }

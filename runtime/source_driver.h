@@ -127,6 +127,7 @@ class SourceDriver final : public Outgoing {
                                                       std::chrono::milliseconds patience);
   base::Outcome put_in_place(LaneName lane, std::uint32_t attempt, std::unique_ptr<Lane> opened);
   void end_lane(LaneName lane);
+  void note_shaking(Lane* lane) EXCLUDES(mutex_);
   std::unique_ptr<PageServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
   // The page server: source_standby.cc.
@@ -217,7 +218,8 @@ class SourceDriver final : public Outgoing {
   Lane* shaking_ GUARDED_BY(mutex_) =
       nullptr;  // A lane that is being opened in a lost one's place.
   std::uint64_t lanes_replaced_ GUARDED_BY(mutex_) = 0;
-  bool watching_ GUARDED_BY(mutex_) = false;  // tl-watch looks at the lanes, without the lock.
+  bool flight_leaves_ GUARDED_BY(mutex_) = false;  // tl-source is sending the run order.
+  bool watching_ GUARDED_BY(mutex_) = false;       // tl-watch looks at the lanes, without the lock.
 
   // The page server's share; both pointers are written by tl-source under mutex_. shared: the
   // ledger is its link's too.

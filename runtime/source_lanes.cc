@@ -155,14 +155,8 @@ base::Expected<std::unique_ptr<Lane>> SourceDriver::open_in_place(
   MigrationOptions options;
   options.connect_timeout = std::min(options_.connect_timeout, patience);
   options.handshake_timeout = std::min(options_.handshake_timeout, patience);
-  auto opened = TRY(
-      open_lane(target_, options, proven, broken.lane.role, broken.lane.number, [this](Lane* lane) {
-        const base::Lock lock(mutex_);
-        shaking_ = lane;
-        if (lane != nullptr && (inbox_.lost.has_value() || inbox_.leave)) {
-          lane->shutdown();
-        }
-      }));
+  auto opened = TRY(open_lane(target_, options, proven, broken.lane.role, broken.lane.number,
+                              [this](Lane* lane) { note_shaking(lane); }));
   if (broken.lane.role != LaneRole::kBulk) {
     return std::move(opened.lane);
   }
@@ -208,6 +202,15 @@ Outcome SourceDriver::put_in_place(LaneName lane, std::uint32_t attempt,
     }
   }
   return base::Done{};  // The old urgent lane's thread is joined here.
+}
+
+// A handshake that nobody wants any more does not keep this thread waiting.
+void SourceDriver::note_shaking(Lane* lane) {
+  const base::Lock lock(mutex_);
+  shaking_ = lane;
+  if (lane != nullptr && (!interrupted().ok() || inbox_.leave)) {
+    lane->shutdown();
+  }
 }
 
 void SourceDriver::end_lane(LaneName lane) {

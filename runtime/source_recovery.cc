@@ -309,13 +309,7 @@ Outcome SourceDriver::pause() {
                 "postcopy-recover state");
   }
   inbox_.held = true;
-  if (!inbox_.lost.has_value()) {
-    inbox_.lost = base::Error{ErrorKind::kDisconnected, 0, "pause", "paused by the user"};
-  }
-  if (shaking_ != nullptr) {
-    shaking_->shutdown();
-  }
-  changed_.notify_all();
+  lose_locked(base::Error{ErrorKind::kDisconnected, 0, "pause", "paused by the user"});
   return base::Done{};
 }
 

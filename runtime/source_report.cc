@@ -38,6 +38,9 @@ Outcome SourceDriver::cancel() {
   if (bulk_ != nullptr) {
     bulk_->stop();
   }
+  if (shaking_ != nullptr) {
+    shaking_->shutdown();
+  }
   changed_.notify_all();
   return base::Done{};
 }

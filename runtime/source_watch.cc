@@ -108,7 +108,9 @@ void SourceDriver::judge(Watches& watches, Lane& control, const PageServer& serv
   const auto sent_at = base::to_ns(now);
   FrameHeader ping;
   ping.type = FrameType::kPing;
-  [[maybe_unused]] const auto sent = control.send(ping, std::as_bytes(std::span(&sent_at, 1)));
+  // Behind a flight that the network does not take, this thread would wait as long as that does.
+  [[maybe_unused]] const auto sent =
+      control.send_if_idle(ping, std::as_bytes(std::span(&sent_at, 1)));
 }
 
 }  // namespace towline::runtime

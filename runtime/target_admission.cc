@@ -78,7 +78,14 @@ void TargetDriver::deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello)
   if (known) {
     return deliver_again(std::move(lane), hello);
   }
-  control_thread_.join();  // Of an earlier source that was refused: it has ended or is ending.
+  {
+    // An earlier source that was refused, and may not be reading why: nobody waits for that.
+    const base::Lock lock(mutex_);
+    if (control_ != nullptr) {
+      control_->shutdown();
+    }
+  }
+  control_thread_.join();
   {
     const base::Lock lock(mutex_);
     control_ = std::move(lane);

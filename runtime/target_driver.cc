@@ -172,7 +172,11 @@ Outcome TargetDriver::accept(const Description& description) {
   transfer->receiver = std::make_unique<PageReceiver>(layout_, *transfer->memory, transfer->map,
                                                       transfer->requests, clock_, ask);
   lanes.deliver_to(*transfer->receiver);
-  transfer->faults = TRY(FaultService::start(*transfer->memory, *transfer->receiver, ask));
+  transfer->faults = TRY(FaultService::start(
+      *transfer->memory, *transfer->receiver, ask, [this](const std::string& reason) {
+        base::log(LogLevel::kError, "fault.read_failed reason={}", reason);
+        machine_.guest_failed(fmt::format("page faults cannot be served any more: {}", reason));
+      }));
   TRY(transfer->memory->guard_for_good());
   transfer_ = std::move(transfer);
   // Ahead of their use: nothing is started within the blackout.

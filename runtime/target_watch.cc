@@ -88,7 +88,7 @@ bool TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control) {
   }
   FrameHeader beat;
   beat.type = FrameType::kBeat;
-  [[maybe_unused]] const auto sent = control.send(beat);
+  [[maybe_unused]] const auto sent = control.send_if_idle(beat);
   return true;
 }
 

@@ -94,9 +94,12 @@ void KvmMachineImpl::settle(Callback entered) {
     pool_->release(std::move(entered));
     return;
   }
-  pool_->hold();
+  // Nobody will enter: it is paused, and ours.
+  if (auto unmet = pool_->hold(); unmet) {
+    ready_.push_back(std::move(unmet));
+  }
   if (entered) {
-    ready_.push_back(std::move(entered));  // Nobody will enter: it is paused, and ours.
+    ready_.push_back(std::move(entered));
   }
   if (pool_->all_parked()) {
     settle_parked();

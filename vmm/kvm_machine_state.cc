@@ -217,9 +217,6 @@ base::Outcome KvmMachineImpl::load(const MachineState& state) {
 }
 
 std::vector<base::PageIndex> KvmMachineImpl::first_pages() {
-  if (saved_views_.empty() && !save().ok()) {
-    return {};  // Only an acceleration: the pages are asked for one by one then.
-  }
   return find_first_pages(memory_, saved_views_);
 }
 

@@ -72,10 +72,11 @@ VcpuPool::~VcpuPool() {
   }
 }
 
-void VcpuPool::hold() {
+std::function<void()> VcpuPool::hold() {
   held_.store(true);
   const Lock lock(mutex_);
   kick_all();
+  return std::exchange(entered_, {});
 }
 
 void VcpuPool::release(std::function<void()> entered) {
@@ -99,7 +100,9 @@ void VcpuPool::post(std::function<void()> work) {
 }
 
 bool VcpuPool::end_all(std::chrono::steady_clock::time_point deadline) {
-  held_.store(true);
+  if (const auto unmet = hold(); unmet) {
+    unmet();
+  }
   {
     const Lock lock(mutex_);
     if (joined_) {
@@ -107,7 +110,7 @@ bool VcpuPool::end_all(std::chrono::steady_clock::time_point deadline) {
     }
     ending_ = true;
     changed_.notify_all();
-    kick_all();
+    kick_all();  // Again: somebody may have released them in between.
     const bool all = changed_.wait_until(
         mutex_, deadline, [this]() REQUIRES(mutex_) { return ended_ == vcpus_.size(); });
     if (!all) {

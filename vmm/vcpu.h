@@ -50,9 +50,12 @@ class VcpuPool {
   /// For state ioctls while every vCPU is parked.
   [[nodiscard]] const KvmVcpu& vcpu(std::size_t index) const { return vcpus_[index]->kvm; }
 
-  void hold();
+  /// Returns what the last release() was to call, if no vCPU has come to enter since: it is the
+  /// caller's to call now, for nobody else will.
+  [[nodiscard]] std::function<void()> hold();
 
-  /// `entered`, if any, is called once by the first vCPU to enter, just before its KVM_RUN.
+  /// `entered`, if any, is called once by the first vCPU to enter, just before its KVM_RUN; or by
+  /// end_all().
   void release(std::function<void()> entered = {});
 
   [[nodiscard]] bool all_parked();

@@ -406,6 +406,25 @@ TEST_CASE_FIXTURE(Fixture, "every order is answered while each vCPU waits for a 
   CHECK(eventually([&] { return counter(*target) > before + 100; }));
 }
 
+TEST_CASE_FIXTURE(Fixture, "a guest that is stopped before it could enter counts as started") {
+  const auto source = parked_source();
+  const MachineState state = saved_and_sent(*source);
+  const auto target = machine(true);
+  target->start();
+  std::atomic<int> entered{0};
+  copy_memory(*source, *target);
+  REQUIRE(target->load(state).ok());
+  REQUIRE(target->gate().step(OwnershipEvent::kTake).ok());
+  for (int times = 1; times <= 20; ++times) {
+    target->start_here([&] { ++entered; });
+    REQUIRE(target->stop().ok());  // Its thread has hardly been woken.
+    CHECK(eventually([&] { return entered == times; }));
+    REQUIRE(target->cont().ok());
+    const auto before = counter(*target);
+    CHECK(eventually([&] { return counter(*target) > before; }));
+  }
+}
+
 TEST_CASE_FIXTURE(Fixture, "vCPU threads end when told, once and again") {
   const auto guest = machine(false, 2);
   guest->start();

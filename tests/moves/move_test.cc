@@ -327,6 +327,43 @@ TEST_CASE("a move that its source's user pauses and resumes, again and again, lo
       [&] { REQUIRE(move.outgoing->resume(std::nullopt).ok()); });
 }
 
+TEST_CASE("a run order that the network does not take can be paused, and the guest is given back") {
+  if (!can_serve_faults()) {
+    return;
+  }
+  TestMachine::Config config;
+  config.first_pages = 64;  // More than a unix socket takes unread.
+  auto options = default_options();
+  options.passes = 0;
+  options.switch_policy = runtime::SwitchPolicy::kManual;
+  Move move(config, options);
+  const std::string path = std::filesystem::temp_directory_path() / "towline-proxy-XXXXXX";
+  std::vector<char> folder(path.begin(), path.end());
+  folder.push_back('\0');
+  REQUIRE(::mkdtemp(folder.data()) != nullptr);
+  {
+    LaneProxy proxy(*move.incoming->report().listening,
+                    "unix:" + std::string(folder.data()) + "/proxy");
+    auto started = runtime::Outgoing::start(move.source, proxy.at(), options, move.source_events);
+    REQUIRE(started.ok());
+    move.outgoing = std::move(started).value();
+    move.source_events.wait_for(MigrationStatus::kActive);
+    proxy.stall_control(true);
+    move.outgoing->start_postcopy();
+    move.source_events.wait_for(MigrationStatus::kPostcopyDevice);
+    REQUIRE(move.outgoing->pause().ok());
+    move.source_events.wait_for_latest(MigrationStatus::kPostcopyPaused);
+    CHECK(move.source.gate().ownership() == runtime::Ownership::kOrdered);
+    // What arrives of the order is no order; the target says so, and never will run the guest.
+    proxy.stall_control(false);
+    REQUIRE(move.outgoing->resume(std::nullopt).ok());
+    move.source_events.wait_for(MigrationStatus::kFailed);
+    move.check_runs_on_at_the_source();
+    move.outgoing.reset();
+  }
+  std::filesystem::remove_all(folder.data());
+}
+
 /// A move through a proxy that harms its lanes.
 struct HarmedMove : Move {
   explicit HarmedMove(const runtime::MigrationOptions& of_source = slow_options())

@@ -49,10 +49,10 @@ void set_no_delay(int fd) {
 
 }  // namespace
 
-LaneProxy::LaneProxy(runtime::Uri target) : target_(std::move(target)) {
-  auto any = runtime::Uri::parse("tcp:127.0.0.1:0");
-  auto listening = runtime::listen_at(any.value());
-  ENSURE(listening.ok(), "there is a free port");
+LaneProxy::LaneProxy(runtime::Uri target, const std::string& at) : target_(std::move(target)) {
+  auto where = runtime::Uri::parse(at);
+  auto listening = runtime::listen_at(where.value());
+  ENSURE(listening.ok(), "there is room for one more socket");
   at_ = listening.value().at;
   listening_ = std::move(listening).value().fd;
   thread_ = base::NamedThread("proxy", [this] { accept_all(); });
@@ -60,6 +60,7 @@ LaneProxy::LaneProxy(runtime::Uri target) : target_(std::move(target)) {
 
 LaneProxy::~LaneProxy() {
   ending_ = true;
+  stall_control(false);
   ::shutdown(listening_.get(), SHUT_RDWR);  // Wakes poll().
   thread_.join();
   std::list<std::unique_ptr<Link>> links;
@@ -115,6 +116,7 @@ void LaneProxy::carry_to_target(Link& link) {
   std::size_t held = 0;
   bool known = false;
   while (true) {
+    await_turn(link);
     const ssize_t got = ::recv(link.near.get(), buffer.data() + held, buffer.size() - held, 0);
     if (got <= 0) {
       break;
@@ -145,6 +147,8 @@ bool LaneProxy::learn_lane(Link& link, std::span<const std::byte> start) {
   const auto hello = wire::decode_hello(start.subspan(wire::kHeaderBytes, wire::kHelloBytes));
   ENSURE(hello.ok(), "a source greets first");
   if (hello.value().role == wire::LaneRole::kControl) {
+    const base::Lock lock(mutex_);
+    link.control = true;
     return true;
   }
   if (refusing_ > 0) {
@@ -154,6 +158,20 @@ bool LaneProxy::learn_lane(Link& link, std::span<const std::byte> start) {
   const base::Lock lock(mutex_);
   link.lane = runtime::LaneName{hello.value().role, hello.value().lane};
   return true;
+}
+
+// Until there is something to take, and it may be taken.
+void LaneProxy::await_turn(const Link& link) {
+  pollfd waiting{.fd = link.near.get(), .events = POLLIN, .revents = 0};
+  ::poll(&waiting, 1, -1);
+  const base::Lock lock(mutex_);
+  changed_.wait(mutex_, [&]() UNDER_LOCK { return !stalled_ || !link.control; });
+}
+
+void LaneProxy::stall_control(bool stalled) {
+  const base::Lock lock(mutex_);
+  stalled_ = stalled;
+  changed_.notify_all();
 }
 
 bool LaneProxy::harm(runtime::LaneName lane, Harm how) {

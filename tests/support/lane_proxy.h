@@ -5,6 +5,7 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "base/fd.h"
 #include "base/sync.h"
@@ -25,7 +26,8 @@ class LaneProxy {
     kFlip,           ///< One bit of what goes to the target next is wrong.
   };
 
-  explicit LaneProxy(runtime::Uri target);
+  /// Listens at `at`; by default at any port.
+  explicit LaneProxy(runtime::Uri target, const std::string& at = "tcp:127.0.0.1:0");
   LaneProxy(const LaneProxy&) = delete;
   LaneProxy& operator=(const LaneProxy&) = delete;
   ~LaneProxy();
@@ -38,6 +40,9 @@ class LaneProxy {
   /// Resets every connection.
   void cut() EXCLUDES(mutex_);
 
+  /// Takes nothing more from the control lane's source, until told otherwise.
+  void stall_control(bool stalled) EXCLUDES(mutex_);
+
   /// New connections of data lanes are closed at once, so many times.
   void refuse_lanes(int times) { refusing_ = times; }
 
@@ -47,6 +52,7 @@ class LaneProxy {
     base::OwnedFd far;
     std::optional<runtime::LaneName> lane;  // Under mutex_; nothing for a control lane.
     bool harmed = false;                    // Under mutex_.
+    bool control = false;                   // Under mutex_.
     std::atomic<bool> flip{false};
     std::atomic<bool> keeps_near{false};
     std::atomic<bool> keeps_far{false};
@@ -57,6 +63,7 @@ class LaneProxy {
   void accept_all();
   void carry_to_target(Link& link);
   bool learn_lane(Link& link, std::span<const std::byte> start) EXCLUDES(mutex_);
+  void await_turn(const Link& link) EXCLUDES(mutex_);
 
   runtime::Uri target_;
   runtime::Uri at_;
@@ -64,6 +71,8 @@ class LaneProxy {
   std::atomic<bool> ending_{false};
   std::atomic<int> refusing_{0};
   base::Mutex mutex_;
+  base::Condition changed_;
+  bool stalled_ GUARDED_BY(mutex_) = false;
   std::list<std::unique_ptr<Link>> links_ GUARDED_BY(mutex_);
   base::NamedThread thread_;
 };

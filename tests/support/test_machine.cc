@@ -269,7 +269,11 @@ base::Outcome TestMachine::load(const runtime::MachineState& state) {
 }
 
 std::vector<base::PageIndex> TestMachine::first_pages() {
-  return {base::PageIndex{0}, base::PageIndex{1}};
+  std::vector<base::PageIndex> pages;
+  for (std::uint64_t page = 0; page < config_.first_pages; ++page) {
+    pages.push_back(base::PageIndex{page});
+  }
+  return pages;
 }
 
 std::uint64_t TestMachine::sweep() {

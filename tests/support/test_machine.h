@@ -52,6 +52,7 @@ class TestMachine final : public runtime::Machine {
     bool incoming = false;
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
+    std::uint64_t first_pages = 2;
   };
 
   explicit TestMachine(const Config& config);

@@ -99,6 +99,16 @@ base::Expected<runtime::Uri> address(Arguments& arguments) {
   return uri ? runtime::Uri::parse(*uri) : address_from_channels(*channels);
 }
 
+/// An address to listen at. Names are not looked up here: without a network that takes seconds, in
+/// which nobody would get an answer.
+base::Outcome without_lookup(const runtime::Uri& at) {
+  return !at.needs_lookup()
+             ? base::Outcome(base::Done{})
+             : refuse(fmt::format("address '{}' to listen at has a name; give an address of this "
+                                  "host in numbers, or tcp::{} for all of them",
+                                  at.to_string(), at.port));
+}
+
 Answer migrate_pause(CommandContext& context, Arguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.pause());
@@ -109,6 +119,7 @@ Answer migrate_recover(CommandContext& context, Arguments& arguments) {
   const std::string uri = TRY(arguments.text("uri"));
   NO_ARGUMENTS();
   const auto at = TRY(runtime::Uri::parse(uri));
+  TRY(without_lookup(at));
   TRY(context.migration.recover_at(at));
   return done();
 }
@@ -152,6 +163,7 @@ Answer migrate_incoming(CommandContext& context, Arguments& arguments) {
   const auto exit_on_error = TRY(arguments.optional_boolean("exit-on-error"));
   const auto at = TRY(address(arguments));
   NO_ARGUMENTS();
+  TRY(without_lookup(at));
   TRY(context.migration.listen(at, exit_on_error.value_or(true)));
   return done();
 }
