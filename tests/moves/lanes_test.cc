@@ -89,12 +89,11 @@ TEST_CASE("the lanes for pages greet all at once: one does not wait for another'
   bool meanwhile = false;
   const runtime::LaneIdentity identity;
   const runtime::MigrationOptions options;
-  const auto opened =
-      runtime::open_data_lanes(target.at(), options, identity, kBulkLanes, [&] {
-        greetings = target.take(1 + kBulkLanes);
-        meanwhile = true;
-        return base::Outcome(base::Done{});
-      });
+  const auto opened = runtime::open_data_lanes(target.at(), options, identity, kBulkLanes, [&] {
+    greetings = target.take(1 + kBulkLanes);
+    meanwhile = true;
+    return base::Outcome(base::Done{});
+  });
   REQUIRE(opened.ok());
   CHECK(meanwhile);
   CHECK(opened.value().urgent->role() == LaneRole::kUrgent);
