@@ -38,6 +38,13 @@ constexpr std::chrono::milliseconds kLastWords{2000};
 base::Expected<std::unique_ptr<Outgoing>> Outgoing::start(Machine& machine, const Uri& target,
                                                           const MigrationOptions& options,
                                                           MigrationObserver& observer) {
+  TRY(SourceDriver::check(machine));
+  auto driver = std::make_unique<SourceDriver>(machine, target, options, observer);
+  driver->begin();
+  return std::unique_ptr<Outgoing>(std::move(driver));
+}
+
+Outcome SourceDriver::check(Machine& machine) {
   if (machine.gate().ownership() != Ownership::kHere) {
     return fail(ErrorKind::kRefused, "migrate",
                 fmt::format("the guest cannot be moved from here: its ownership is '{}'",
@@ -51,9 +58,7 @@ base::Expected<std::unique_ptr<Outgoing>> Outgoing::start(Machine& machine, cons
                               region.name));
     }
   }
-  auto driver = std::make_unique<SourceDriver>(machine, target, options, observer);
-  driver->begin();
-  return std::unique_ptr<Outgoing>(std::move(driver));
+  return base::Done{};
 }
 
 SourceDriver::SourceDriver(Machine& machine, Uri target, const MigrationOptions& options,

@@ -29,6 +29,7 @@
 #include "runtime/source_session.h"
 #include "runtime/standby_ledger.h"
 #include "runtime/standby_link.h"
+#include "runtime/standby_record.h"
 
 namespace towline::runtime {
 
@@ -51,6 +52,9 @@ class SourceDriver final : public Outgoing {
 
   void begin();
 
+  /// Errors: kRefused: the guest is not this process's; kUnsupported: its memory is in no file.
+  static base::Outcome check(Machine& machine);
+
   /// What a process that died left behind: the session goes on from its ledger.
   struct Legacy {
     std::shared_ptr<StandbyLedger> ledger;
@@ -65,6 +69,17 @@ class SourceDriver final : public Outgoing {
 
   /// Instead of begin(): the order was given, and the link to the target is lost.
   void begin_as_heir(Legacy legacy);
+
+  /// What a page server keeps of a guest whose target never had it, and never will.
+  struct Kept {
+    std::shared_ptr<StandbyLedger> ledger;  ///< In the phase kParked.
+    std::vector<StandbyRecord::MemoryRegion> regions;
+    bool kept_elsewhere = false;  ///< As Legacy's.
+  };
+
+  /// Instead of begin(): to another target. The ledger goes on with this migration: *parked* until
+  /// the order, and then this one's heir can be begun from it.
+  void begin_from(Kept kept);
 
   void start_postcopy() override;
   base::Outcome cancel() override;
@@ -132,6 +147,7 @@ class SourceDriver final : public Outgoing {
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
   // The page server: source_standby.cc.
   base::Outcome find_page_server();
+  [[nodiscard]] StandbyRecord record_of(std::vector<StandbyRecord::MemoryRegion> regions) const;
   base::Outcome leave_state(std::span<const std::byte> encoded);
   base::Outcome note_phase(StandbyPhase phase) const;
   base::Outcome note_epoch() const;
@@ -226,8 +242,11 @@ class SourceDriver final : public Outgoing {
   std::shared_ptr<StandbyLedger> ledger_;
   std::unique_ptr<StandbyLink> standby_;
   std::optional<PageServerReport> past_standby_ GUARDED_BY(mutex_);
-  bool heir_ = false;  // This process took over from one that died. Constant after the start.
+  // Constant after the start:
+  bool heir_ = false;  // It began after the order, in the place of a process that died.
+  bool kept_ = false;  // The machine is what such a process left: nobody can run it here.
   bool kept_elsewhere_ = false;
+  std::vector<StandbyRecord::MemoryRegion> kept_regions_;
 
   // Rates are taken over windows between reports.
   struct Sample {

@@ -48,10 +48,25 @@ std::vector<StandbyRecord::MemoryRegion> memory_of(const Machine& machine, Given
 // Everything that is large or slow, while the guest runs. Who asked for a page server does not want
 // to switch without one.
 Outcome SourceDriver::find_page_server() {
+  if (kept_) {
+    const auto encoded = TRY(encode_record(record_of(kept_regions_)));
+    return ledger_->renew(encoded);
+  }
   if (options_.page_server.kind == PageServerChoice::Kind::kNone) {
     return base::Done{};
   }
   GivenFiles files;
+  const auto encoded = TRY(encode_record(record_of(memory_of(machine_, files))));
+  auto ledger =
+      std::make_shared<StandbyLedger>(TRY(StandbyLedger::create(encoded, files.fds.size())));
+  auto standby = TRY(StandbyLink::open(options_.page_server, ledger, std::move(files.fds)));
+  const base::Lock lock(mutex_);
+  ledger_ = std::move(ledger);
+  standby_ = std::move(standby);
+  return interrupted();
+}
+
+StandbyRecord SourceDriver::record_of(std::vector<StandbyRecord::MemoryRegion> regions) const {
   StandbyRecord record;
   record.id = identity_.id;
   record.incarnation = identity_.incarnation;
@@ -60,15 +75,8 @@ Outcome SourceDriver::find_page_server() {
   record.target = target_;
   record.options = options_;
   record.shape = machine_.shape();
-  record.regions = memory_of(machine_, files);
-  const auto encoded = TRY(encode_record(record));
-  auto ledger =
-      std::make_shared<StandbyLedger>(TRY(StandbyLedger::create(encoded, files.fds.size())));
-  auto standby = TRY(StandbyLink::open(options_.page_server, ledger, std::move(files.fds)));
-  const base::Lock lock(mutex_);
-  ledger_ = std::move(ledger);
-  standby_ = std::move(standby);
-  return interrupted();
+  record.regions = std::move(regions);
+  return record;
 }
 
 // Within the blackout: some writes to memory, and nobody is waited for. An acknowledgement would
@@ -85,7 +93,7 @@ Outcome SourceDriver::leave_state(std::span<const std::byte> encoded) {
     parked.clock_offset_ns = clock_offset_.offset_ns();
     parked.clock_error_ns = clock_offset_.error_ns();
   }
-  return ledger_->park(parked);
+  return kept_ ? ledger_->set_times(parked) : ledger_->park(parked);
 }
 
 Outcome SourceDriver::note_phase(StandbyPhase phase) const {
@@ -103,7 +111,7 @@ Outcome SourceDriver::note_address() const {
 // Before the guest may run here: what was left of it is old from then on, and must never be
 // believed.
 void SourceDriver::note_release() const {
-  const auto noted = note_phase(heir_ ? StandbyPhase::kParked : StandbyPhase::kRunning);
+  const auto noted = note_phase(kept_ ? StandbyPhase::kParked : StandbyPhase::kRunning);
   ENSURE(noted.ok(), "a word of the ledger, in memory that is there, can be written");
 }
 
@@ -130,15 +138,24 @@ void SourceDriver::note_end() {
 
 bool SourceDriver::may_be_left() const {
   const base::Lock lock(mutex_);
-  const bool elsewhere = heir_ ? kept_elsewhere_ : standby_ != nullptr && standby_->stands_by();
+  const bool elsewhere = kept_ ? kept_elsewhere_ : standby_ != nullptr && standby_->stands_by();
   return !before_order(state_) && !is_final(shown_) && elsewhere;
 }
 
 // ---- at the page server -------------------------------------------------------------------------
 
+void SourceDriver::begin_from(Kept kept) {
+  kept_ = true;
+  kept_elsewhere_ = kept.kept_elsewhere;
+  kept_regions_ = std::move(kept.regions);
+  ledger_ = std::move(kept.ledger);
+  begin();
+}
+
 void SourceDriver::begin_as_heir(Legacy legacy) {
   const bool serving = legacy.words.phase == StandbyPhase::kServing;
   heir_ = true;
+  kept_ = true;
   kept_elsewhere_ = legacy.kept_elsewhere;
   ledger_ = std::move(legacy.ledger);
   identity_ = std::move(legacy.identity);

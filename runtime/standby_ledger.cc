@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 
 #include <fmt/format.h>
@@ -38,11 +39,25 @@ constexpr std::uint64_t kSourcePidAt = 72;
 constexpr std::uint64_t kSourceStartAt = 80;
 // Which of two places holds the address: 0 is none. The other one is written first.
 constexpr std::uint64_t kAddressSlotAt = 88;
+// Which of two places holds the record: the first, or the one behind everything else, which a file
+// has once it was used.
+constexpr std::uint64_t kRecordSlotAt = 96;
+constexpr std::uint64_t kSecondRecordBytesAt = 104;
 constexpr std::uint64_t kAddressesAt = 1024;
 constexpr std::uint64_t kAddressBytes = 1024;
 constexpr std::uint64_t kRecordAt = 4096;
 constexpr std::uint64_t kStateAt = kRecordAt + kMaxRecordBytes;
 constexpr std::uint64_t kLedgerBytes = kStateAt + kMaxStateBytes;
+constexpr std::uint64_t kSecondRecordAt = kLedgerBytes;
+constexpr std::uint64_t kRenewedBytes = kSecondRecordAt + kMaxRecordBytes;
+
+struct RecordPlace {
+  std::uint64_t length_at;
+  std::uint64_t at;
+};
+
+constexpr std::array kRecordPlaces{RecordPlace{kRecordBytesAt, kRecordAt},
+                                   RecordPlace{kSecondRecordBytesAt, kSecondRecordAt}};
 
 // The state of a machine with some vCPUs; a larger one costs page faults within the blackout.
 constexpr std::uint64_t kReadyStateBytes = 256U << 10U;
@@ -69,6 +84,21 @@ std::string_view to_string(StandbyPhase phase) {
   return "unknown";
 }
 
+std::optional<Ownership> ownership_left(StandbyPhase phase) {
+  switch (phase) {
+    case StandbyPhase::kParked:
+      return Ownership::kHere;
+    case StandbyPhase::kOrdered:
+      return Ownership::kOrdered;
+    case StandbyPhase::kServing:
+      return Ownership::kGone;
+    case StandbyPhase::kRunning:
+    case StandbyPhase::kOver:
+      return std::nullopt;
+  }
+  __builtin_unreachable();
+}
+
 Expected<StandbyLedger> StandbyLedger::create(std::span<const std::byte> record,
                                               std::uint64_t files) {
   base::OwnedFd fd(::memfd_create("towline-ledger", MFD_CLOEXEC));
@@ -90,7 +120,8 @@ Expected<StandbyLedger> StandbyLedger::open(base::OwnedFd fd) {
   struct stat about {};
 
   if (::fstat(fd.get(), &about) != 0 || !S_ISREG(about.st_mode) ||
-      about.st_size != static_cast<off_t>(kLedgerBytes)) {
+      (about.st_size != static_cast<off_t>(kLedgerBytes) &&
+       about.st_size != static_cast<off_t>(kRenewedBytes))) {
     return corrupt_ledger("the first file that came is no ledger");
   }
   StandbyLedger opened(std::move(fd));
@@ -118,7 +149,11 @@ Expected<StandbyLedger::Words> StandbyLedger::read() const {
 }
 
 Expected<std::vector<std::byte>> StandbyLedger::record() const {
-  return part(kRecordBytesAt, kRecordAt, kMaxRecordBytes);
+  const std::uint64_t slot = TRY(get(kRecordSlotAt));
+  if (slot >= kRecordPlaces.size()) {
+    return corrupt_ledger(fmt::format("record {} of two", slot));
+  }
+  return part(kRecordPlaces[slot].length_at, kRecordPlaces[slot].at, kMaxRecordBytes);
 }
 
 Expected<std::vector<std::byte>> StandbyLedger::state() const {
@@ -165,10 +200,32 @@ Outcome StandbyLedger::set_address(std::string_view uri) const {
 Outcome StandbyLedger::park(const Parked& parked) const {
   TRY(write(kStateAt, parked.state));
   TRY(put(kStateBytesAt, parked.state.size()));
+  TRY(set_times(parked));
+  return set_phase(StandbyPhase::kParked);
+}
+
+Outcome StandbyLedger::set_times(const Parked& parked) const {
   TRY(put(kParkedAt, parked.at_ns));
   TRY(put(kClockOffsetAt, static_cast<std::uint64_t>(parked.clock_offset_ns)));
-  TRY(put(kClockErrorAt, parked.clock_error_ns));
-  return set_phase(StandbyPhase::kParked);
+  return put(kClockErrorAt, parked.clock_error_ns);
+}
+
+Outcome StandbyLedger::renew(std::span<const std::byte> record) const {
+  if (const Words words = TRY(read()); words.phase != StandbyPhase::kParked) {
+    return fail(
+        ErrorKind::kFailed, "standby ledger",
+        fmt::format("a guest that is '{}' cannot begin another migration", to_string(words.phase)));
+  }
+  if (record.size() > kMaxRecordBytes ||
+      ::ftruncate(fd_.get(), static_cast<off_t>(kRenewedBytes)) != 0) {
+    return fail(ErrorKind::kFailed, "standby ledger", "no room for a further record");
+  }
+  const std::uint64_t slot = TRY(get(kRecordSlotAt)) == 0 ? 1 : 0;
+  TRY(write(kRecordPlaces[slot].at, record));
+  TRY(put(kRecordPlaces[slot].length_at, record.size()));
+  TRY(put(kEpochAt, 1));
+  TRY(put(kAddressSlotAt, 0));
+  return put(kRecordSlotAt, slot);
 }
 
 Expected<base::OwnedFd> StandbyLedger::claim() const {

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "runtime/run_gate.h"
 
 namespace towline::runtime {
 
@@ -25,12 +26,19 @@ enum class StandbyPhase : std::uint64_t {
 
 std::string_view to_string(StandbyPhase phase);
 
+/// Who owns the guest when the process that wrote this phase has ended, as its heir's gate begins
+/// with. None: there is nothing to inherit.
+std::optional<Ownership> ownership_left(StandbyPhase phase);
+
 /// What a source leaves behind: a memory file with a record (standby_record.h), the parked
 /// machine's state, and a few words that change as the migration goes on.
 ///
 /// The source writes it and a page server holds another descriptor of it, so that whatever was
 /// written last is there when the source is gone, whether or not anybody listened then. It is read
 /// and written by system calls: a peer that cuts it short makes an error, not a signal.
+///
+/// A parked guest that is moved from here to another target has a second migration in the same
+/// file, with a record of its own; the one before is over by then.
 ///
 /// Threads: any, each word by one writer at a time: the source, then the server that took over.
 class StandbyLedger {
@@ -75,6 +83,13 @@ class StandbyLedger {
   base::Outcome set_address(std::string_view uri) const;
   /// The state, then the phase kParked: never one without the other.
   base::Outcome park(const Parked& parked) const;
+
+  /// A further migration of what is parked here: `record` is the one from now on, with epoch 1 and
+  /// no address but its own. In the phase kParked nobody acts on any of these, so that a crash in
+  /// the middle changes nothing. Errors: kFailed: another phase, or no memory.
+  base::Outcome renew(std::span<const std::byte> record) const;
+  /// All of `parked` but the state, which stays what it is.
+  base::Outcome set_times(const Parked& parked) const;
 
   /// Makes the caller the only one that acts on this ledger, until the returned descriptor is
   /// closed. Errors: kRefused: another process does.

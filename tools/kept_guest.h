@@ -44,7 +44,8 @@ class KeptGuest final : public monitor::Guest {
   bool away_ = false;
 };
 
-/// Passes everything on, and tells each status to `also` too, from the migration's threads.
+/// Passes everything on, and tells each status to `also` too, from the migration's threads. What of
+/// a status must outlive this process is in the ledger before either is told: the driver writes it.
 class StatusTap final : public runtime::MigrationObserver {
  public:
   using Also = std::function<void(runtime::MigrationStatus)>;

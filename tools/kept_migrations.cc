@@ -7,7 +7,6 @@ namespace towline::tools {
 using base::ErrorKind;
 using base::Expected;
 using base::fail;
-using runtime::StandbyPhase;
 
 Expected<std::unique_ptr<runtime::Outgoing>> KeptMigrations::start(
     const runtime::Uri& target, const runtime::MigrationOptions& options,
@@ -16,20 +15,15 @@ Expected<std::unique_ptr<runtime::Outgoing>> KeptMigrations::start(
     return fail(ErrorKind::kRefused, "migrate",
                 "This is a page server, and it keeps no guest that could be moved");
   }
-  // From here on this memory may belong to another target: whoever reads the ledger later must not
-  // take it for the guest's last place.
-  TRY(kept_.ledger->set_phase(StandbyPhase::kOver));
+  TRY(runtime::SourceDriver::check(*kept_.machine));
   runtime::MigrationOptions at_once = options;
   at_once.switch_policy = runtime::SwitchPolicy::kImmediate;
   at_once.page_server = {};
   auto tap = std::make_unique<StatusTap>(observer, kept_.also);
-  auto started = runtime::Outgoing::start(*kept_.machine, target, at_once, *tap);
-  if (!started.ok()) {
-    TRY(kept_.ledger->set_phase(StandbyPhase::kParked));
-    return started;
-  }
+  auto driver = std::make_unique<runtime::SourceDriver>(*kept_.machine, target, at_once, *tap);
+  driver->begin_from(kept_.what);
   tap_ = std::move(tap);
-  return started;
+  return std::unique_ptr<runtime::Outgoing>(std::move(driver));
 }
 
 Expected<std::unique_ptr<runtime::Incoming>> KeptMigrations::listen(

@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "runtime/kept_machine.h"
-#include "runtime/standby_ledger.h"
+#include "runtime/source_driver.h"
 #include "tools/kept_guest.h"
 #include "vmm/monitor/guest.h"
 
@@ -14,7 +14,7 @@ class KeptMigrations final : public monitor::MigrationFactory {
  public:
   struct Kept {
     runtime::KeptMachine* machine = nullptr;
-    std::shared_ptr<runtime::StandbyLedger> ledger;  // shared: with the driver and the session.
+    runtime::SourceDriver::Kept what;
     StatusTap::Also also;
   };
 

@@ -286,7 +286,7 @@ void Standby::settle() {
   const bool gone =
       !session_->source_ended.valid() || runtime::process_has_ended(session_->source_ended.get());
   const StandbyPhase phase = words.value().phase;
-  if (phase == StandbyPhase::kOver) {
+  if (phase == StandbyPhase::kOver) {  // Whether the source lives or not.
     return forget("the migration is over, and nobody needs what is kept here");
   }
   if (!gone) {
@@ -294,10 +294,11 @@ void Standby::settle() {
               to_string(phase));
     return;
   }
-  if (phase == StandbyPhase::kRunning) {
+  const auto owner = runtime::ownership_left(phase);
+  if (!owner.has_value()) {
     return forget("the source's process ended before the switch, and its guest with it");
   }
-  const auto inherited = inherit(words.value());
+  const auto inherited = inherit(words.value(), *owner);
   if (!inherited.ok()) {
     base::log(LogLevel::kError, "page_server.cannot_go_on reason={}",
               base::to_string(inherited.error()));
@@ -309,23 +310,19 @@ void Standby::settle() {
   }
 }
 
-Outcome Standby::inherit(const StandbyLedger::Words& words) {
+Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership owner) {
   if (!session_->claim.valid()) {
     session_->claim = TRY(session_->ledger->claim());
   }
   const auto encoded = TRY(session_->ledger->state());
   auto state = TRY(runtime::decode(encoded));
-  runtime::Ownership owner = runtime::Ownership::kGone;
-  if (words.phase == StandbyPhase::kParked) {
-    owner = runtime::Ownership::kHere;
-  } else if (words.phase == StandbyPhase::kOrdered) {
-    owner = runtime::Ownership::kOrdered;
-  }
   machine_ =
       TRY(runtime::KeptMachine::create(session_->record, session_->files, std::move(state), owner));
   parts_.guest.hold(machine_.get());
-  parts_.factory.hold({machine_.get(), session_->ledger, tell_loop()});
-  if (words.phase == StandbyPhase::kParked) {
+  parts_.factory.hold({machine_.get(),
+                       {session_->ledger, session_->record.regions, parts_.store.present()},
+                       tell_loop()});
+  if (owner == runtime::Ownership::kHere) {
     hold_parked();
     return base::Done{};
   }
@@ -378,11 +375,7 @@ void Standby::on_status(MigrationStatus status) {
   if (status == MigrationStatus::kCompleted) {
     return finish();
   }
-  // The target never had the guest, and never will.
-  if (!session_->ledger->set_phase(StandbyPhase::kParked).ok()) {
-    base::log(LogLevel::kError, "page_server.ledger_lost");
-  }
-  hold_parked();
+  hold_parked();  // The target never had the guest, and never will. The ledger says so already.
 }
 
 void Standby::finish() {

@@ -25,6 +25,8 @@
 /// 2. Silence. What happens is in the ledger.
 /// 3. The connection ends. The ledger says that all is over: forgotten.
 /// 4. Else, and only once the source's process has ended: a driver goes on, as its heir.
+/// 4'. The order was never given, or never will be obeyed: the guest is kept, parked, until its
+///    user moves it to another target, in the same ledger. A restarted daemon is at 4 or 4' again.
 /// 5. The move is complete: a daemon waits for the next source, any other server ends.
 namespace towline::tools {
 
@@ -83,7 +85,7 @@ class Standby {
   base::Outcome take(Session session);
   void on_source_ended();
   void settle();
-  base::Outcome inherit(const runtime::StandbyLedger::Words& words);
+  base::Outcome inherit(const runtime::StandbyLedger::Words& words, runtime::Ownership owner);
   base::Outcome become_source(const runtime::StandbyLedger::Words& words);
   void hold_parked();
   [[nodiscard]] StatusTap::Also tell_loop();

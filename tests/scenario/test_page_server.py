@@ -323,6 +323,97 @@ class ADaemon(PageServerCase):
         self.completed()
         self.verdict()
 
+    def parked(self):
+        """The daemon has a guest whose target never had it. Its first target stays as it is."""
+        self.start_daemon()
+        self.pair(f'unix:{self.path}')
+        self.stopped_after_order()
+        self.source_dies()
+        self.keeps()
+
+    def keeps(self):
+        self.daemon.err.wait_for(lambda line: 'keeps_the_guest' in line, 'a kept guest')
+        self.assertEqual(self.daemon.qmp.run_state(), 'paused')
+        self.assertEqual(self.store.names(), ['towline-ledger', 'towline-memory-0'])
+
+    def rescue(self, name, lane=None, direction=None, kind=None):
+        """To a new target, whose link does what its name says with the first frame of a kind."""
+        machine, address = self.listening(name)
+        link = self.closing(relay.Relay(address))
+        held = link.on(lane, direction, kind, relay.Hold()) if kind else None
+        self.daemon.qmp('migrate', uri=link.uri)
+        if held:
+            held.wait()
+        return machine, link
+
+    def rescue_succeeds(self, name):
+        machine, _ = self.rescue(name)
+        self.all_is_right(machine)
+        self.rescued_by_daemon()
+
+    def rescued_by_daemon(self):
+        self.daemon.out.wait_for(lambda line: 'moved: ' in line, 'the summary')
+        waiting.until(lambda: not self.store.names(), 'nothing to be kept')
+
+    def test_a_rescue_that_its_daemon_does_not_survive_is_begun_again(self):
+        self.parked()
+        for number, (lane, kind) in enumerate((('control', wire.ACCEPT),
+                                               ('bulk', wire.LANE_READY))):
+            self.rescue(f'other{number}', lane, 'source', kind)
+            self.daemon.kill()
+            self.start_daemon()
+            self.keeps()
+        # Asked politely: nothing is lost by it.
+        self.rescue('other', 'control', 'source', wire.ACCEPT)
+        self.daemon.signal(signal.SIGTERM)
+        self.assertEqual(self.daemon.wait(), 0)
+        self.start_daemon()
+        self.keeps()
+        self.rescue_succeeds('last')
+
+    def test_a_daemon_that_dies_before_it_gave_a_rescue_its_order_keeps_the_guest(self):
+        # Between two of its system calls, as a source above; the record is the rescue's by then.
+        self.parked()
+        _, link = self.rescue('other', 'control', 'target', wire.STATE)
+        ledger = Server(self.daemon.pid, None).ledger()
+        self.daemon.freeze()
+        with open(ledger, 'r+b', buffering=0) as words:
+            words.seek(8)
+            self.assertEqual(words.read(8), (3).to_bytes(8, 'little'))
+            words.seek(8)
+            words.write((2).to_bytes(8, 'little'))
+        self.daemon.kill()
+        link.cut()
+        self.start_daemon()
+        self.keeps()
+        self.rescue_succeeds('last')
+
+    def test_a_daemon_that_dies_with_a_rescue_s_order_on_the_way_asks_that_target(self):
+        self.parked()
+        other, link = self.rescue('other', 'control', 'target', wire.STATE)
+        self.daemon.kill()
+        link.cut()
+        self.start_daemon()
+        self.daemon.qmp.wait_status_of_failure()
+        self.keeps()
+        self.assertNotEqual(other.qmp.run_state(), 'running')
+        self.rescue_succeeds('last')
+
+    def test_a_daemon_that_dies_in_the_post_copy_of_a_rescue_goes_on_with_it(self):
+        self.parked()
+        self.daemon.qmp('migrate-set-parameters', max_postcopy_bandwidth=moves.SLOW)
+        other, _ = self.rescue('other')
+        for _ in range(2):
+            other.qmp.wait_status('postcopy-active')
+            self.daemon.qmp.wait_status('postcopy-active')
+            self.daemon.kill()
+            self.start_daemon()
+            self.wait_heir(self.daemon)
+        self.assertGreaterEqual(self.daemon.qmp.migration()['x-towline']['epoch'], 3)
+        self.daemon.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.all_is_right(other)
+        self.rescued_by_daemon()
+
     def test_what_strangers_say_changes_nothing(self):
         daemon = self.start_daemon()
         open_files = vm.open_files(daemon.pid)

@@ -172,7 +172,8 @@ class Runner:
 
     def target_of(self, path):
         """The Ninja target of a file that the build makes; None for any other."""
-        path = pathlib.Path(path)
+        # Some versions of Meson name a source on the way through the build's folder.
+        path = pathlib.Path(os.path.normpath(path))
         if not path.is_absolute() or not path.is_relative_to(self.build):
             return None
         return str(path.relative_to(self.build))

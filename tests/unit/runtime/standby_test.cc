@@ -166,6 +166,42 @@ TEST_CASE("a ledger keeps what was written last, for whoever holds it") {
   }
 }
 
+TEST_CASE("a parked guest's ledger goes on with another migration, and with another one") {
+  const StandbyLedger ledger = ledger_with(small_record());
+  const std::vector<std::byte> state(1000, std::byte{9});
+  const std::vector<std::byte> larger(50'000, std::byte{3});
+  const std::vector<std::byte> small(10, std::byte{4});
+  REQUIRE(ledger.set_epoch(4).ok());
+  CHECK(ledger.renew(larger).error().kind == ErrorKind::kFailed);
+  REQUIRE(ledger.park({state, 5, -7, 3}).ok());
+  for (const auto& record : {larger, small, larger}) {
+    REQUIRE(ledger.set_address("tcp:192.0.2.8:1").ok());
+    REQUIRE(ledger.set_epoch(4).ok());
+    REQUIRE(ledger.renew(record).ok());
+    REQUIRE(ledger.set_times({{}, 6, -8, 2}).ok());
+    const auto other = StandbyLedger::open(OwnedFd(::dup(ledger.fd())));
+    REQUIRE(other.ok());
+    CHECK(other.value().record().value() == record);
+    CHECK(other.value().state().value() == state);
+    CHECK(other.value().read().value().phase == StandbyPhase::kParked);
+    CHECK(other.value().read().value().epoch == 1);
+    CHECK(other.value().read().value().files == 1);
+    CHECK(other.value().read().value().parked_at_ns == 6);
+    CHECK_FALSE(other.value().address().value().has_value());
+  }
+  REQUIRE(ledger.set_phase(StandbyPhase::kOrdered).ok());
+  CHECK(ledger.renew(small).error().kind == ErrorKind::kFailed);
+  CHECK(ledger.record().value() == larger);
+}
+
+TEST_CASE("a phase says what an heir begins with, or that there is nothing to inherit") {
+  CHECK(ownership_left(StandbyPhase::kRunning) == std::nullopt);
+  CHECK(ownership_left(StandbyPhase::kParked) == Ownership::kHere);
+  CHECK(ownership_left(StandbyPhase::kOrdered) == Ownership::kOrdered);
+  CHECK(ownership_left(StandbyPhase::kServing) == Ownership::kGone);
+  CHECK(ownership_left(StandbyPhase::kOver) == std::nullopt);
+}
+
 TEST_CASE("a file that is no ledger is not opened as one") {
   CHECK(StandbyLedger::open(memory_of(4096)).error().kind == ErrorKind::kCorrupt);
   const StandbyLedger ledger = ledger_with(small_record());
@@ -184,6 +220,10 @@ TEST_CASE("a ledger whose words cannot be is refused") {
   }
   SUBCASE("a record that is longer than its place") {
     put(32, kMaxRecordBytes + 1);
+    CHECK(ledger.record().error().kind == ErrorKind::kCorrupt);
+  }
+  SUBCASE("a third record") {
+    put(96, 2);
     CHECK(ledger.record().error().kind == ErrorKind::kCorrupt);
   }
   SUBCASE("a state that is longer than its place") {
