@@ -52,6 +52,7 @@ class TestMachine final : public runtime::Machine {
     bool incoming = false;
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
+    int memory = -1;             ///< An empty file for the guest's memory; otherwise a memfd.
   };
 
   explicit TestMachine(const Config& config);
