@@ -9,6 +9,7 @@
 #include "base/ensure.h"
 #include "runtime/crc32c.h"
 #include "runtime/link_watch.h"
+#include "runtime/sockets.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime {
@@ -76,6 +77,7 @@ std::uint64_t BulkSender::bytes_sent() const {
 // ---- the pre-pass -------------------------------------------------------------------------------
 
 Outcome BulkSender::run_pass(std::uint32_t pass, DirtyRounds& rounds) {
+  begin_sending();
   {
     const base::Lock lock(mutex_);
     cursor_ = PageIndex{0};
@@ -215,10 +217,44 @@ void BulkSender::cut_pass() {
   limiter_.set_rate(0);  // A frame that waits for its turn goes now.
 }
 
+// The patience of the lanes is not taken back in go_on(): their windows open a moment later, and
+// the kernel counts from when they closed.
+void BulkSender::hold_back() {
+  const base::Lock lock(lanes_mutex_);
+  held_ = true;
+  for (const Slot& slot : lanes_) {
+    bear_closed_window(slot.lane->fd(), true);
+  }
+}
+
+void BulkSender::go_on() {
+  const base::Lock lock(lanes_mutex_);
+  held_ = false;
+  lanes_changed_.notify_all();
+}
+
+void BulkSender::wait_while_held() {
+  if (!held_) {
+    return;
+  }
+  const base::Lock lock(lanes_mutex_);
+  lanes_changed_.wait(lanes_mutex_, [this]() UNDER_LOCK { return stopped_ || !held_; });
+}
+
+// All that was sent before has arrived: the target said so, of each lane.
+void BulkSender::begin_sending() {
+  const base::Lock lock(lanes_mutex_);
+  held_ = false;
+  for (const Slot& slot : lanes_) {
+    bear_closed_window(slot.lane->fd(), false);
+  }
+}
+
 // ---- the push -----------------------------------------------------------------------------------
 
 void BulkSender::start_push(PushOrder& order, std::uint64_t max_bandwidth, bool holes_first,
                             const Lost& lost) {
+  begin_sending();
   limiter_.set_rate(max_bandwidth);
   std::size_t lanes = 0;
   {
@@ -376,6 +412,7 @@ Outcome BulkSender::send(Lane& lane, FrameBatch& batch) {
   if (batch.empty()) {
     return base::Done{};
   }
+  wait_while_held();
   limiter_.take(batch.size().value);
   return batch.send(lane);
 }

@@ -48,6 +48,11 @@ class BulkSender {
 
   [[nodiscard]] bool was_cut() const { return cut_; }
 
+  /// During a pass: the target takes no pages until go_on(). Nothing more is sent; what is under
+  /// way is borne with until the pass has ended, however long that takes. Threads: any.
+  void hold_back();
+  void go_on();
+
   /// A lane's number, its attempt (0: the first one) and how it broke.
   using Lost = std::function<void(std::uint8_t, std::uint32_t, const base::Error&)>;
 
@@ -96,6 +101,8 @@ class BulkSender {
   base::Outcome send_taken(Lane& lane, FrameBatch& batch, std::vector<base::PageRange>& taken);
   void add_owed(FrameBatch& batch, base::PageRange run);
   base::Outcome send(Lane& lane, FrameBatch& batch);
+  void wait_while_held() EXCLUDES(lanes_mutex_);
+  void begin_sending() EXCLUDES(lanes_mutex_);
   void add_split(FrameBatch& batch, std::uint32_t round, base::PageRange run,
                  std::span<const std::byte> bytes);
   void add_zeros(FrameBatch& batch, std::uint32_t round, base::PageRange run);
@@ -122,6 +129,7 @@ class BulkSender {
   std::uint64_t bytes_of_past_lanes_ GUARDED_BY(lanes_mutex_) = 0;
   std::atomic<bool> stopped_{false};
   std::atomic<bool> cut_{false};
+  std::atomic<bool> held_{false};  // Written under lanes_mutex_.
 
   base::Mutex holes_mutex_;  // Held while somebody sends them.
   std::atomic<bool> holes_taken_{false};

@@ -18,7 +18,7 @@
 namespace towline::runtime {
 
 /// Features that this version knows; negotiated as the intersection.
-inline constexpr std::uint64_t kFeatures = wire::kFeatureReplaceLane;
+inline constexpr std::uint64_t kFeatures = wire::kFeatureReplaceLane | wire::kFeatureWaitForRoom;
 
 /// Which end computes a proof: each proves itself with its own word, so that neither can be
 /// replayed as the other.

@@ -69,7 +69,8 @@ struct PageServerReport {
 /// A snapshot of one migration. Fields that a side does not know are zero or absent.
 struct MigrationReport {
   MigrationStatus status = MigrationStatus::kNone;
-  std::string error;  ///< Why it failed or paused; from the side that knew the cause.
+  std::string error;      ///< Why it failed or paused; from the side that knew the cause.
+  std::string waits_for;  ///< Before the switch: what the target has no room for, and the remedy.
 
   std::chrono::milliseconds total_time{0};
   std::chrono::milliseconds setup_time{0};

@@ -196,6 +196,10 @@ void tune_lane(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(kUserTimeoutMs));
 }
 
+void bear_closed_window(int fd, bool bear) {
+  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, bear ? 0 : static_cast<int>(kUserTimeoutMs));
+}
+
 void tune_bulk(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, kNotSentLowWater);
 }

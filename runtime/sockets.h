@@ -31,6 +31,11 @@ void remove_socket(const std::string& path);
 /// Lane settings: no delay, keep-alive, a bound on unacknowledged data. No effect on unix sockets.
 void tune_lane(int fd);
 
+/// Whether a peer that takes nothing, and whose kernel says so, is waited for: otherwise the
+/// connection ends after the bound on unacknowledged data, which counts a closed window too
+/// (docs/kernel-contract.md). No effect on unix sockets.
+void bear_closed_window(int fd, bool bear);
+
 /// Bulk lanes: keeps little unsent data in the kernel, so that what is sent next is decided late.
 void tune_bulk(int fd);
 

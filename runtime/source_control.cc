@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "runtime/handshake.h"
 #include "runtime/source_driver.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 using base::ErrorKind;
 using base::fail;
+using base::LogLevel;
 using base::Outcome;
 using wire::FrameHeader;
 using wire::FrameType;
@@ -91,6 +93,10 @@ Outcome SourceDriver::on_frame(Lane& lane, const FrameHeader& header) {
     case FrameType::kLaneLost:
       TRY(on_lane_lost(header, payload));
       break;
+    case FrameType::kNoRoom:
+    case FrameType::kRoomAgain:
+      TRY(on_room(header, payload));
+      break;
     case FrameType::kBeat:
       break;
     case FrameType::kResume:
@@ -114,6 +120,27 @@ Outcome SourceDriver::on_frame(Lane& lane, const FrameHeader& header) {
                   fmt::format("{} is not the target's to send", wire::to_string(header.type)));
   }
   changed_.notify_all();
+  return base::Done{};
+}
+
+// Only in turns, and only while pages of a pass may be under way: the target says the second before
+// it ends a lane's pass, so that neither can come when the switch has begun.
+Outcome SourceDriver::on_room(const FrameHeader& header, std::span<const std::byte> payload) {
+  const bool there_is = header.type == FrameType::kRoomAgain;
+  const bool in_pass = state_ == SourceState::kPassing || state_ == SourceState::kSyncing;
+  if (!waits_for_room_ || !in_pass || bulk_ == nullptr || inbox_.no_room.has_value() != there_is) {
+    return fail(ErrorKind::kCorrupt, "control frame",
+                fmt::format("{} is not due now", wire::to_string(header.type)));
+  }
+  if (there_is) {
+    inbox_.no_room.reset();
+    bulk_->go_on();
+    base::log(LogLevel::kInfo, "target.room_again the pass goes on");
+  } else {
+    inbox_.no_room = text_of(payload);
+    bulk_->hold_back();
+    base::log(LogLevel::kWarning, "target.no_room reason={}", *inbox_.no_room);
+  }
   return base::Done{};
 }
 

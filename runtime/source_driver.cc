@@ -158,6 +158,7 @@ Outcome SourceDriver::open_control() {
     control_ = std::move(opened.lane);
     target_incarnation_ = opened.reply.incarnation;
     replaces_lanes_ = (opened.reply.features & wire::kFeatureReplaceLane) != 0;
+    waits_for_room_ = (opened.reply.features & wire::kFeatureWaitForRoom) != 0;
     TRY(interrupted());
     TRY(step_locked(SourceEvent::kLanesReady));
   }
@@ -260,7 +261,10 @@ Outcome SourceDriver::send_round(const DirtyRounds::Round& round, std::uint32_t 
   SwitchFlight frames;
   frames.add_stale(round.pages, round.count, pass, false);
   TRY(frames.send(*control_));
-  return await([this, expected]() UNDER_LOCK { return inbox_.rounds_applied >= expected; });
+  // A target that waits for room has not applied it either; nothing goes on by its word alone.
+  return await([this, expected]() UNDER_LOCK {
+    return inbox_.rounds_applied >= expected && !inbox_.no_room.has_value();
+  });
 }
 
 // Stale rounds: bitmaps only, until the user wants the switch and what is left fits the pause.

@@ -190,6 +190,8 @@ class SourceDriver final : public Outgoing {
       REQUIRES(mutex_);
   base::Outcome on_lane_lost(const wire::FrameHeader& header, std::span<const std::byte> payload)
       REQUIRES(mutex_);
+  base::Outcome on_room(const wire::FrameHeader& header, std::span<const std::byte> payload)
+      REQUIRES(mutex_);
   void note_dirty(const DirtyRounds::Round& round);
   void fill_rates(MigrationReport& report) const REQUIRES(mutex_);
   [[nodiscard]] std::uint64_t bytes_sent() const REQUIRES(mutex_);
@@ -228,6 +230,7 @@ class SourceDriver final : public Outgoing {
   std::uint64_t recoveries_ GUARDED_BY(mutex_) = 0;
   std::optional<double> last_recovery_ms_ GUARDED_BY(mutex_);
   bool replaces_lanes_ GUARDED_BY(mutex_) = false;       // Both ends of this epoch can.
+  bool waits_for_room_ GUARDED_BY(mutex_) = false;       // Both ends can.
   std::uint32_t last_attempt_ GUARDED_BY(mutex_) = 0;    // At any lane of this epoch.
   std::uint32_t urgent_attempt_ GUARDED_BY(mutex_) = 0;  // At the lane in use.
   std::array<std::uint32_t, wire::kMaxBulkLanes> bulk_attempts_ GUARDED_BY(mutex_){};

@@ -19,6 +19,7 @@ struct SourceInbox {
   std::uint64_t rounds_applied = 0;            ///< kStaleApplied frames seen.
   std::optional<std::uint64_t> running_at_ns;  ///< Target's clock at its first KVM_RUN.
   std::optional<std::string> never;            ///< Tombstone.
+  std::optional<std::string> no_room;          ///< The target waits for room, and why.
   bool complete = false;
   std::optional<base::Error> lost;   ///< The first lane that broke, and how.
   bool control_ended = false;        ///< tl-control has read all that there was.

@@ -88,6 +88,9 @@ MigrationReport SourceDriver::report() const {
   report.status = shown_;
   report.error =
       attempt_error_.empty() ? error_ : fmt::format("{}; last attempt: {}", error_, attempt_error_);
+  if (before_order(state_) && !is_final(shown_)) {
+    report.waits_for = inbox_.no_room.value_or("");
+  }
   const base::Instant end = is_final(shown_) ? ended_ : clock_.now();
   report.total_time = duration_cast<milliseconds>(end - started_);
   if (set_up_ > started_) {

@@ -160,6 +160,8 @@ Outcome TargetDriver::accept(const Description& description) {
           .progress = [this] { on_progress(); },
           .lost = [this](const base::Error& reason) { on_lane_lost(reason); },
           .room = [this] { return memory_room(); },
+          .wait_for_room = [this](const base::Error& reason) { return wait_for_room(reason); },
+          .found_room = [this] { found_room(); },
           .broken =
               [this](LaneName lane, std::uint32_t attempt, const base::Error& reason) {
                 return on_lane_broken(lane, attempt, reason);
@@ -220,7 +222,7 @@ Outcome TargetDriver::on_frame(Lane& lane, const FrameHeader& header) {
     case FrameType::kNever: case FrameType::kComplete: case FrameType::kPong:
     case FrameType::kZeros: case FrameType::kMarker: case FrameType::kRequest:
     case FrameType::kMissing: case FrameType::kMissingEnd: case FrameType::kBeat:
-    case FrameType::kLaneLost:
+    case FrameType::kLaneLost: case FrameType::kNoRoom: case FrameType::kRoomAgain:
       break;
   }
   // clang-format on
@@ -292,7 +294,13 @@ Outcome TargetDriver::on_first_pages(Lane& lane, const FrameHeader& header) {
   if (payload.size() != region.page_size.value * header.count) {
     return base::Err{corrupt_control("a pages frame has the wrong length")};
   }
-  return transfer_->receiver->on_pages(range, payload);
+  auto stored = transfer_->receiver->on_pages(range, payload);
+  if (!stored.ok() && stored.error().kind == ErrorKind::kOverloaded) {
+    // They only save time: who touches one that has no room asks for it, as for any other.
+    base::log(LogLevel::kWarning, "first_pages.no_room reason={}", base::to_string(stored.error()));
+    return base::Done{};
+  }
+  return stored;
 }
 
 Outcome TargetDriver::on_state(Lane& lane, const FrameHeader& header) {
@@ -398,16 +406,6 @@ bool TargetDriver::lose_locked() {
 }
 
 // ---- from any thread of the migration -----------------------------------------------------------
-
-base::Outcome TargetDriver::memory_room() const {
-  const base::Bytes reserve{options_.memory_reserve};
-  const auto limit = headroom_.tightest();
-  if (limit.has_value() && limit->left < reserve) {
-    return fail(ErrorKind::kOverloaded, "receive", explain(*limit, reserve));
-  }
-  const Transfer* transfer = published_;
-  return transfer == nullptr ? Outcome(base::Done{}) : transfer->memory->room();
-}
 
 void TargetDriver::on_lane_lost(const base::Error& reason) {
   bool still_moving = false;

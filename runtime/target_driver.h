@@ -137,6 +137,10 @@ class TargetDriver final : public Incoming {
 
   // On any thread of the migration.
   [[nodiscard]] base::Outcome memory_room() const;
+  base::Outcome wait_for_room(const base::Error& reason);
+  void found_room();
+  void tell_no_room(const base::Error& reason) EXCLUDES(mutex_);
+  [[nodiscard]] bool takes_a_pass() const REQUIRES(mutex_);
   void on_progress();
   void on_lane_lost(const base::Error& reason);
   base::Outcome advance(TargetEvent event) EXCLUDES(mutex_);
@@ -154,12 +158,14 @@ class TargetDriver final : public Incoming {
 
   mutable base::Mutex mutex_;
   base::Condition changed_;
+  base::Mutex room_mutex_;     // Held by who says that there is no room, or room again: in turns.
   base::Mutex telling_mutex_;  // Held by who says what is missing, so that sets do not mix.
   TargetState state_ GUARDED_BY(mutex_) = TargetState::kListening;
   MigrationStatus shown_ GUARDED_BY(mutex_) = MigrationStatus::kSetup;
   bool control_taken_ GUARDED_BY(mutex_) = false;
   bool never_ GUARDED_BY(mutex_) = false;
   std::string error_ GUARDED_BY(mutex_);
+  std::string no_room_ GUARDED_BY(mutex_);  // Why pages of a pass wait. Empty: none does.
   std::optional<base::Error> lane_error_ GUARDED_BY(mutex_);
   std::vector<std::byte> encoded_state_ GUARDED_BY(mutex_);  // For tl-load.
   wire::Hello control_hello_ GUARDED_BY(mutex_);  // Of the first epoch; its epoch is the newest.

@@ -385,9 +385,41 @@ base::Expected<std::span<const std::byte>> TargetLanes::read_pages(
 
 Outcome TargetLanes::check_room(std::uint64_t bytes) {
   const std::uint64_t before = page_bytes_.fetch_add(bytes);
-  const bool due =
-      before == 0 || before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
+  const bool due = before == 0 || waiting_ != 0 ||
+                   before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
   return due ? hooks_.room() : Outcome(base::Done{});
+}
+
+// A frame of a pass is in no hurry: without room the lane waits, with the frame in its own buffer
+// and no claim, and then tries again. Its marker comes later on this lane, so that nobody can take
+// the pass for done meanwhile.
+Outcome TargetLanes::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
+  auto taken = take();
+  bool waited = false;
+  while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded && hooks_.wait_for_room) {
+    TRY(wait_for_room(slot, taken.error()));
+    waited = true;
+    taken = hooks_.room();
+    if (taken.ok()) {
+      taken = take();
+    }
+  }
+  if (waited && taken.ok()) {
+    hooks_.found_room();
+  }
+  return taken;
+}
+
+Outcome TargetLanes::wait_for_room(Slot& slot, const base::Error& reason) {
+  ++waiting_;
+  auto waited = hooks_.wait_for_room(reason);
+  --waiting_;
+  // Nobody reads the lane meanwhile: its end is asked for.
+  if (waited.ok() && has_ended(slot.lane->fd())) {
+    return fail(ErrorKind::kDisconnected, "receive",
+                "a bulk lane broke while it waited for room for its pages");
+  }
+  return waited;
 }
 
 Outcome TargetLanes::on_bulk_frame(Slot& slot, const FrameHeader& header) {
@@ -404,11 +436,15 @@ Outcome TargetLanes::on_bulk_frame(Slot& slot, const FrameHeader& header) {
     return base::Err{corrupt_frame(fmt::format("{} on a bulk lane", wire::to_string(header.type)))};
   }
   const auto bytes = TRY(read_pages(*slot.lane, header));
-  TRY(check_room(bytes.size()));
-  if (after) {
-    postcopy_pages_ += header.count;
+  const auto take = [&]() -> Outcome {
+    TRY(check_room(bytes.size()));
+    return receiver_->on_pages(range_of(header), bytes);
+  };
+  if (!after) {
+    return take_in_pass(slot, take);
   }
-  return receiver_->on_pages(range_of(header), bytes);
+  postcopy_pages_ += header.count;
+  return take();
 }
 
 Outcome TargetLanes::on_marker(Slot& slot, const FrameHeader& header) {

@@ -36,6 +36,11 @@ class TargetLanes {
     std::function<void(const base::Error&)> lost;
     /// Asked now and then, before pages are taken: an error ends the lane.
     std::function<base::Outcome()> room;
+    /// Before the switch: there is no room for pages, for this reason. Returns when it is worth
+    /// another try; an error ends the lane. Absent: nobody waits. Called from the lane's thread.
+    std::function<base::Outcome(const base::Error&)> wait_for_room;
+    /// Who had waited has stored its pages.
+    std::function<void()> found_room;
     /// As `lost`, and first: true if the lane may be replaced while the others go on. Called with
     /// its attempt, from its thread. Absent: never.
     std::function<bool(LaneName, std::uint32_t, const base::Error&)> broken;
@@ -132,6 +137,8 @@ class TargetLanes {
   base::Expected<std::span<const std::byte>> read_pages(Lane& lane,
                                                         const wire::FrameHeader& header) const;
   base::Outcome check_room(std::uint64_t bytes);
+  base::Outcome take_in_pass(Slot& slot, const std::function<base::Outcome()>& take);
+  base::Outcome wait_for_room(Slot& slot, const base::Error& reason);
   void report_end(Slot& slot, std::uint32_t attempt, base::Error reason);
   base::Expected<Slot*> slot_for(const Lane& lane, std::uint8_t number, std::uint64_t epoch)
       REQUIRES(mutex_);
@@ -150,6 +157,7 @@ class TargetLanes {
   std::atomic<std::uint64_t> postcopy_pages_{0};
   std::atomic<std::uint64_t> requests_sent_{0};
   std::atomic<std::uint64_t> page_bytes_{0};  // Of pages received, on all lanes.
+  std::atomic<std::size_t> waiting_{0};       // Lanes that wait for room.
 
   mutable base::Mutex mutex_;
   base::Condition changed_;

@@ -37,6 +37,12 @@ std::string faults(const Json& target) {
   return served == 0 ? std::string() : fmt::format(", {} pages fetched on demand", served);
 }
 
+/// What the target has no room for.
+std::string waits_for(const Json& side) {
+  const Json* own = side.find("x-towline");
+  return own == nullptr ? std::string() : text_of(*own, "waits-for");
+}
+
 }  // namespace
 
 double Progress::rate(base::Instant now, std::uint64_t transferred) {
@@ -62,6 +68,10 @@ std::string Progress::line(const MoveView& view, base::Instant now) {
   }
   const std::uint64_t left = whole_of(*ram, "remaining");
   const double speed = rate(now, whole_of(*ram, "transferred"));
+  if (!waits_for(side).empty()) {
+    return fmt::format("{:<15}  {} of {} to go, waits for room at the target", status,
+                       human_bytes(left), human_bytes(whole_of(*ram, "total")));
+  }
   return fmt::format("{:<15}  {} of {} to go, {}/s, {}{}", status, human_bytes(left),
                      human_bytes(whole_of(*ram, "total")),
                      human_bytes(static_cast<std::uint64_t>(speed)), time_left(left, speed),
@@ -69,6 +79,11 @@ std::string Progress::line(const MoveView& view, base::Instant now) {
 }
 
 void Progress::show(const MoveView& view, base::Instant now) {
+  std::string waits = waits_for(view.source.is_null() ? view.target : view.source);
+  if (waits != last_waits_ && !waits.empty()) {
+    say(waits);  // Once, in full: a line in place has no room for it.
+  }
+  last_waits_ = std::move(waits);
   const std::string text = line(view, now);
   if (terminal_) {
     fmt::print(out_, "\r\033[K{}", text);

@@ -38,6 +38,7 @@ class Progress {
   const bool terminal_;
   std::deque<Sample> samples_;  ///< The last two seconds.
   std::string last_status_;
+  std::string last_waits_;
   base::Instant last_line_;
   bool line_is_open_ = false;
 };

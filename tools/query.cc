@@ -82,6 +82,9 @@ void print_migration(const Json& migration) {
   if (own->find("blackout-ms") != nullptr) {
     fmt::print("  blackout  {}\n", human_us(number_of(*own, "blackout-ms") * 1000));
   }
+  if (const std::string waits = text_of(*own, "waits-for"); !waits.empty()) {
+    fmt::print("  waits for {}\n", waits);
+  }
   print_source_loss(migration, *own);
   print_faults(*own);
   if (const std::string error = text_of(migration, "error-desc"); !error.empty()) {

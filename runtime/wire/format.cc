@@ -60,6 +60,10 @@ std::string_view to_string(FrameType type) {
       return "beat";
     case FrameType::kLaneLost:
       return "lane-lost";
+    case FrameType::kNoRoom:
+      return "no-room";
+    case FrameType::kRoomAgain:
+      return "room-again";
     case FrameType::kPong:
       return "pong";
     case FrameType::kPages:

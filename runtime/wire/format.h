@@ -53,6 +53,9 @@ enum class FrameType : std::uint16_t {
   kBeat = 40,        ///< A sign of life. Empty.
   kLaneLost = 41,    ///< first: lane_code(), round: its attempt. Payload: text. Only with
                      ///< kFeatureReplaceLane.
+  kNoRoom = 42,      ///< Before the switch: the target waits for room for guest memory. Payload:
+                     ///< text. Only with kFeatureWaitForRoom, as the next one.
+  kRoomAgain = 43,   ///< The target takes pages again. Empty.
 
   // Pages. Bulk and urgent lanes to the target; on control only in the switch's flight.
   kPages = 48,   ///< Payload: count pages from first.
@@ -83,6 +86,7 @@ enum class TargetPhase : std::uint8_t {
 /// Bits of Hello::features. Frames and fields of a feature are used where both ends have it.
 enum Features : std::uint64_t {
   kFeatureReplaceLane = 1U << 0U,  ///< A lost data lane is replaced in its epoch.
+  kFeatureWaitForRoom = 1U << 1U,  ///< A target without room for a pass's pages waits for it.
 };
 
 /// `round` of page frames sent after the switch; passes count from 1.
@@ -117,6 +121,7 @@ inline constexpr std::size_t kHeaderBytes = 40;
 inline constexpr std::uint32_t kMaxHandshakePayload = 256;
 inline constexpr std::uint32_t kMaxTextPayload = 64U << 10U;
 inline constexpr std::uint32_t kMaxLaneLostPayload = 1U << 10U;
+inline constexpr std::uint32_t kMaxNoRoomPayload = 8U << 10U;  ///< It names a file: PATH_MAX.
 inline constexpr std::uint32_t kMaxDescribePayload = 1U << 20U;
 inline constexpr std::uint32_t kMaxStatePayload = 16U << 20U;
 inline constexpr std::uint32_t kMaxRunsPayload = 64U << 10U;

@@ -58,6 +58,8 @@ inline constexpr std::array kFrameRules{
     FrameRule{FrameType::kMissingEnd,   kOnControl, Direction::kToSource, 0,                0,                    0, kAnyCount,           0},
     FrameRule{FrameType::kBeat,         kOnControl, Direction::kToSource, 0,                0,                    0, 0,                   0},
     FrameRule{FrameType::kLaneLost,     kOnControl, Direction::kToSource, 0,                kMaxLaneLostPayload,  0, 0,                   0},
+    FrameRule{FrameType::kNoRoom,       kOnControl, Direction::kToSource, 1,                kMaxNoRoomPayload,    0, 0,                   0},
+    FrameRule{FrameType::kRoomAgain,    kOnControl, Direction::kToSource, 0,                0,                    0, 0,                   0},
     FrameRule{FrameType::kPages,        kOnAny,     Direction::kToTarget, 4096,             kMaxPagesPayload,     1, kMaxPagesPerFrame,   kFlagDemanded | kFlagSweep},
     FrameRule{FrameType::kZeros,        kOnAny,     Direction::kToTarget, 0,                0,                    1, kAnyCount,           kFlagDemanded | kFlagSweep},
     FrameRule{FrameType::kMarker,       kOnBulk,    Direction::kToTarget, 0,                0,                    0, 0,                   0},

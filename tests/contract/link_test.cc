@@ -105,5 +105,56 @@ TEST_CASE("the kernel of a frozen process goes on acknowledging") {
   CHECK(peer.is_stopped());
 }
 
+void set_bound(int socket, int milliseconds) {
+  REQUIRE(::setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof milliseconds) ==
+          0);
+}
+
+/// A connection on which more was sent than its far end, which reads nothing, has room for.
+struct ClosedWindow {
+  TcpPair link = TcpPair::connect();
+  std::uint64_t accepted = 0;
+
+  explicit ClosedWindow(int bound_ms) {
+    set_bound(link.near.get(), bound_ms);
+    std::array<int, 2> report{};
+    REQUIRE(::pipe(report.data()) == 0);
+    send_until_full(link.near.get(), report[1]);
+    REQUIRE(::read(report[0], &accepted, sizeof accepted) == sizeof accepted);
+    ::close(report[0]);
+    ::close(report[1]);
+  }
+
+  /// Blocks until the kernel has given it up; why.
+  [[nodiscard]] int wait_until_given_up() const {
+    pollfd wait{.fd = link.near.get(), .events = POLLERR, .revents = 0};
+    REQUIRE(::poll(&wait, 1, -1) == 1);
+    int error = 0;
+    socklen_t size = sizeof error;
+    REQUIRE(::getsockopt(link.near.get(), SOL_SOCKET, SO_ERROR, &error, &size) == 0);
+    return error;
+  }
+};
+
+TEST_CASE("a peer that reads nothing ends a connection with a bound on unacknowledged data") {
+  const ClosedWindow bounded(100);
+  CHECK(bounded.wait_until_given_up() == ETIMEDOUT);
+}
+
+TEST_CASE("without the bound a window may stay closed, and everything arrives when it opens") {
+  const ClosedWindow lifted(100);
+  set_bound(lifted.link.near.get(), 0);  // As it is done: when the window is closed already.
+  const ClosedWindow bounded(100);
+  CHECK(bounded.wait_until_given_up() == ETIMEDOUT);
+  pollfd look{.fd = lifted.link.near.get(), .events = POLLERR, .revents = 0};
+  CHECK(::poll(&look, 1, 0) == 0);
+  std::vector<char> buffer(1U << 20U);
+  for (std::uint64_t left = lifted.accepted; left > 0;) {
+    const ssize_t got = ::recv(lifted.link.far.get(), buffer.data(), buffer.size(), 0);
+    REQUIRE(got > 0);
+    left -= static_cast<std::uint64_t>(got);
+  }
+}
+
 }  // namespace
 }  // namespace towline::contract

@@ -1,11 +1,20 @@
 // Whole moves between two machines of this process: real sockets, real userfaultfd, real threads,
 // and no KVM, so that the sanitizers see the drivers.
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <condition_variable>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -100,15 +109,76 @@ void end_guard(const TestMachine& machine) {
   }
 }
 
+/// A file system of its own that holds so much and no more, and of which somebody else has taken a
+/// part. Mounted nowhere.
+class SmallFileSystem {
+ public:
+  SmallFileSystem(std::uint64_t size, std::uint64_t taken) {
+    const base::OwnedFd context(::fsopen("tmpfs", FSOPEN_CLOEXEC));
+    const std::string limit = std::to_string(size);
+    if (!context.valid() ||
+        ::fsconfig(context.get(), FSCONFIG_SET_STRING, "size", limit.c_str(), 0) != 0 ||
+        ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
+      return;
+    }
+    mount_.reset(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+    if (!mount_.valid()) {
+      return;
+    }
+    memory_.reset(::openat(mount_.get(), "memory", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    other_.reset(::openat(mount_.get(), "other", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    REQUIRE(::posix_fallocate(other_.get(), 0, static_cast<off_t>(taken)) == 0);
+  }
+
+  /// It could be made; says why not otherwise.
+  [[nodiscard]] bool there() const {
+    if (!memory_.valid()) {
+      std::puts("SKIP: no tmpfs of limited size can be mounted");
+    }
+    return memory_.valid();
+  }
+
+  [[nodiscard]] int memory() const { return memory_.get(); }
+
+  /// The other one keeps no more than that.
+  void make_room(std::uint64_t taken = 0) const {
+    REQUIRE(::ftruncate(other_.get(), static_cast<off_t>(taken)) == 0);
+  }
+
+ private:
+  base::OwnedFd mount_;
+  base::OwnedFd memory_;
+  base::OwnedFd other_;
+};
+
+/// TCP_USER_TIMEOUT of every bulk lane that a source of this process has open.
+std::set<int> bounds_of_bulk_lanes() {
+  std::set<int> bounds;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int fd = std::stoi(entry.path().filename());
+    int low_water = 0;
+    int bound = 0;
+    socklen_t size = sizeof low_water;
+    if (::getsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &low_water, &size) == 0 &&
+        low_water > 0 &&  // Of all sockets here they alone have one.
+        ::getsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &bound, &size) == 0) {
+      bounds.insert(bound);
+    }
+  }
+  return bounds;
+}
+
 /// One source, one target, one move.
 struct Move {
   explicit Move(TestMachine::Config config = {},
                 runtime::MigrationOptions source_options = default_options(),
-                const runtime::MigrationOptions& target_options = default_options())
+                const runtime::MigrationOptions& target_options = default_options(),
+                int target_memory = -1)
       : source(config),
         target([&] {
           TestMachine::Config there = config;
           there.incoming = true;
+          there.memory = target_memory;
           return there;
         }()),
         options(std::move(source_options)) {
@@ -676,6 +746,161 @@ TEST_CASE("a link that dies in post-copy pauses both sides and frees nothing") {
   CHECK(move.incoming->misses_pages());
   CHECK(move.target.corrupt() == 0);
   CHECK(move.source.sweep() == 0);
+}
+
+constexpr std::uint64_t kMiB = 1U << 20U;
+
+/// A move to a target whose memory is in a small file system: 2 of some 6 MiB find room.
+struct CrampedMove {
+  explicit CrampedMove(const runtime::MigrationOptions& of_source = default_options(),
+                       std::uint64_t taken = 7 * kMiB)
+      : small(9 * kMiB, taken) {
+    if (can_serve_faults() && small.there()) {
+      move.emplace(TestMachine::Config{}, of_source, default_options(), small.memory());
+      move->begin();
+    }
+  }
+
+  /// Until both ends say what is waited for.
+  void wait_for_the_pause() {
+    while (move->outgoing->report().waits_for.empty() ||
+           move->incoming->report().waits_for.empty()) {
+      move->source.wait_for_accesses(100);
+    }
+  }
+
+  SmallFileSystem small;
+  std::optional<Move> move;
+};
+
+TEST_CASE("a target without room before the switch waits for it, and the move goes on by itself") {
+  for (const std::uint32_t passes : {1U, 3U}) {
+    for (const std::uint32_t lanes : {1U, 4U}) {
+      CAPTURE(passes);
+      CAPTURE(lanes);
+      auto options = default_options();
+      options.passes = passes;
+      options.bulk_lanes = lanes;
+      CrampedMove cramped(options);
+      if (!cramped.move.has_value()) {
+        return;
+      }
+      Move& move = *cramped.move;
+      cramped.wait_for_the_pause();
+      const auto report = move.outgoing->report();
+      CHECK(report.waits_for.find("KiB free of 9 MiB") != std::string::npos);
+      CHECK(report.status == MigrationStatus::kActive);
+      CHECK(report.error.empty());
+      CHECK(bounds_of_bulk_lanes() == std::set<int>{0});
+      move.source.wait_for_accesses(1000);
+      cramped.small.make_room();
+      move.check_complete();
+      CHECK_FALSE(move.source_events.saw(MigrationStatus::kPostcopyPaused));
+      CHECK(move.outgoing->report().waits_for.empty());
+      CHECK(move.incoming->report().waits_for.empty());
+    }
+  }
+}
+
+TEST_CASE("room that comes and goes again costs nothing but time") {
+  auto options = default_options();
+  options.passes = 2;
+  CrampedMove cramped(options);
+  if (!cramped.move.has_value()) {
+    return;
+  }
+  for (const std::uint64_t taken : {6 * kMiB, 5 * kMiB, 4 * kMiB}) {
+    cramped.wait_for_the_pause();
+    cramped.small.make_room(taken);
+  }
+  cramped.wait_for_the_pause();
+  cramped.small.make_room();
+  cramped.move->check_complete();
+}
+
+TEST_CASE("the word to switch during the wait for room takes effect behind it") {
+  auto options = default_options();
+  options.switch_policy = runtime::SwitchPolicy::kManual;
+  CrampedMove cramped(options);
+  if (!cramped.move.has_value()) {
+    return;
+  }
+  Move& move = *cramped.move;
+  cramped.wait_for_the_pause();
+  move.outgoing->start_postcopy();
+  move.source.wait_for_accesses(1000);
+  CHECK(move.source.gate().ownership() == runtime::Ownership::kHere);
+  CHECK_FALSE(move.outgoing->report().waits_for.empty());
+  cramped.small.make_room();
+  move.source_events.wait_for(MigrationStatus::kPostcopyActive);
+  move.check_complete();
+  CHECK_FALSE(move.source_events.saw(MigrationStatus::kPostcopyPaused));
+}
+
+TEST_CASE("lanes that were borne with have their bound again in post-copy") {
+  auto options = default_options();
+  options.max_postcopy_bandwidth = 10'000;
+  CrampedMove cramped(options);
+  if (!cramped.move.has_value()) {
+    return;
+  }
+  Move& move = *cramped.move;
+  cramped.wait_for_the_pause();
+  CHECK(bounds_of_bulk_lanes() == std::set<int>{0});
+  cramped.small.make_room();
+  while (bounds_of_bulk_lanes() != std::set<int>{20'000}) {
+    move.source.wait_for_accesses(0);
+    REQUIRE_FALSE(move.source_events.saw(MigrationStatus::kCompleted));
+  }
+  move.outgoing->set_bandwidth(0, 0);
+  move.check_complete();
+}
+
+TEST_CASE("a move that is cancelled while it waits for room is cancelled at both ends") {
+  CrampedMove cramped;
+  if (!cramped.move.has_value()) {
+    return;
+  }
+  Move& move = *cramped.move;
+  cramped.wait_for_the_pause();
+  REQUIRE(move.outgoing->cancel().ok());
+  CHECK(move.source_events.wait_for_end() == MigrationStatus::kCancelled);
+  CHECK(move.target_events.wait_for_end() == MigrationStatus::kFailed);
+  CHECK(move.outgoing->report().waits_for.empty());
+  CHECK(move.incoming->report().waits_for.empty());
+  move.check_runs_on_at_the_source();
+}
+
+TEST_CASE("an end that goes while the target waits for room ends the other's part, and no more") {
+  {
+    CrampedMove cramped;
+    if (!cramped.move.has_value()) {
+      return;
+    }
+    cramped.wait_for_the_pause();
+    cramped.move->incoming.reset();
+    CHECK(cramped.move->source_events.wait_for_end() == MigrationStatus::kFailed);
+    cramped.move->check_runs_on_at_the_source();
+  }
+  CrampedMove cramped;
+  cramped.wait_for_the_pause();
+  cramped.move->outgoing.reset();
+  CHECK(cramped.move->target_events.wait_for_end() == MigrationStatus::kFailed);
+  cramped.move->check_runs_on_at_the_source();
+}
+
+TEST_CASE("a target that is full when the flight arrives loads when there is room") {
+  auto options = default_options();
+  options.switch_policy = runtime::SwitchPolicy::kImmediate;
+  CrampedMove cramped(options, 9 * kMiB);
+  if (!cramped.move.has_value()) {
+    return;
+  }
+  Move& move = *cramped.move;
+  move.source_events.wait_for(MigrationStatus::kPostcopyPaused);
+  cramped.small.make_room();
+  move.source_events.wait_for(MigrationStatus::kCompleted);
+  move.check_complete();
 }
 
 }  // namespace

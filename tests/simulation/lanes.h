@@ -64,6 +64,7 @@ struct TargetLanes {
     Connection* lane = nullptr;
     std::uint32_t markers = 0;
     bool pushed_all = false;
+    bool no_room = false;  ///< For its last frame.
   };
 
   /// Which attempt at a data lane is the latest, and how many threads read one.

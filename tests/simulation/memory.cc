@@ -155,8 +155,23 @@ void TargetGuest::check_still_claimed(PageRange range, const char* what) {
   });
 }
 
+/// Before the switch; afterwards there is room.
+bool TargetGuest::is_full() {
+  if (world_.setup.trouble != Trouble::kNoRoom || world_.switched) {
+    return false;
+  }
+  if (full_for_ == 0 && world_.random.once_in(6)) {
+    full_for_ = world_.random.between(1, 20);
+  }
+  return full_for_ > 0 && full_for_-- > 0;
+}
+
 Outcome TargetGuest::write(PageRange range, std::span<const std::byte> bytes) {
   check_claimed(range, "a write");
+  if (is_full()) {
+    world_.preempt();
+    return base::fail(base::ErrorKind::kOverloaded, "pwrite", "no room");
+  }
   if (world_.setup.tight_memory && world_.random.once_in(12)) {
     world_.saw("a page could not be written");
     world_.preempt();

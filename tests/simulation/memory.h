@@ -128,6 +128,8 @@ class TargetGuest final : public runtime::GuestPages {
   [[nodiscard]] bool hole(base::PageIndex page) const { return !file_[page.value].has_value(); }
 
  private:
+  bool is_full();
+
   struct Thread {
     bool waits = false;
     base::PageIndex page;
@@ -142,7 +144,8 @@ class TargetGuest final : public runtime::GuestPages {
   std::vector<std::optional<Content>> file_;
   std::vector<bool> mapped_;
   std::vector<bool> poisoned_;
-  std::vector<bool> seen_;  // By the guest, through the mapping.
+  std::vector<bool> seen_;      // By the guest, through the mapping.
+  std::uint64_t full_for_ = 0;  // So many more writes before the switch find no room.
   bool registered_ = true;
   std::vector<Thread> threads_;
   std::deque<std::size_t> events_;  // Threads whose fault nobody has read.

@@ -36,6 +36,8 @@ std::string_view to_string(Trouble trouble) {
       return "target-dies";
     case Trouble::kLanes:
       return "lanes";
+    case Trouble::kNoRoom:
+      return "no-room";
   }
   __builtin_unreachable();
 }

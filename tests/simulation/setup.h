@@ -46,10 +46,12 @@ enum class Trouble : std::uint8_t {
   kSourceGivenUp,  ///< As kSourceDies, but the source may live; the target gives it up some time.
   kTargetDies,     ///< The target's process or host ends, at any step; perhaps in a storm.
   kLanes,          ///< After the switch data lanes break, one after the other; memory may be tight.
+  kNoRoom,         ///< Room for a pass's pages vanishes and comes back; perhaps the link breaks or
+                   ///< the user cancels meanwhile.
 };
 
 std::string_view to_string(Trouble trouble);
-inline constexpr int kTroubles = static_cast<int>(Trouble::kLanes) + 1;
+inline constexpr int kTroubles = static_cast<int>(Trouble::kNoRoom) + 1;
 
 /// Mistakes that can be planted, to see that they are caught. Never in what ships: each changes a
 /// driver or the kernel of the simulated world.

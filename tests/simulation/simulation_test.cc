@@ -154,6 +154,12 @@ TEST_CASE("where pages cannot always be stored every migration completes in the 
   CHECK(met(coverage, "a sweep"));
 }
 
+TEST_CASE("a pass for which there is no room waits until there is, and nothing of it is lost") {
+  const Coverage coverage = hold(Trouble::kNoRoom, 1500);
+  CHECK(met(coverage, "a lane that waited for room"));
+  CHECK(met(coverage, "a completed migration"));
+}
+
 TEST_CASE("the seeds take every rule of every table and meet what only luck brings about") {
   Coverage coverage;
   for (std::uint64_t seed = 100'000; seed < 100'000 + 5000 / kShare; ++seed) {

@@ -30,6 +30,18 @@ bool SourceEnd::on_control(const Frame& frame) {
     lose_lane(lanes(), lane.value(), frame.header.round);
     return true;
   }
+  if (type == FrameType::kNoRoom || type == FrameType::kRoomAgain) {
+    const bool in_pass =
+        state_ == runtime::SourceState::kPassing || state_ == runtime::SourceState::kSyncing;
+    if (is_final(runtime::status_of(state_))) {
+      return false;  // It was on its way when the move ended.
+    }
+    if (no_room_ == (type == FrameType::kNoRoom) || !in_pass) {
+      world_.fail("a word about room that was not due");
+    }
+    no_room_ = type == FrameType::kNoRoom;
+    return true;
+  }
   if (type == FrameType::kComplete && !inbox_.running && !told_running_) {
     return false;  // Complete before it ran.
   }

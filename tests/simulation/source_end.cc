@@ -99,6 +99,9 @@ Task SourceEnd::session() {
   if (interrupted()) {
     co_return end();
   }
+  if (world_.wait_for_room != 0) {
+    world_.fail("the switch begins while a lane of the target waits for room");
+  }
   step(SourceEvent::kSwitchNow);
   gate(OwnershipEvent::kHold);
   co_await switch_over();

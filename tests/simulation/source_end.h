@@ -142,6 +142,7 @@ class SourceEnd {
 
   Pause until_told(std::function<bool()> ready);
   static Pause until_room(const SourceLanes& lanes, Pipe& lane);
+  Pause until_wanted(const SourceLanes& lanes, Pipe& lane);
   void begin_rounds();
   void note_dirty(const runtime::DirtyRounds::Round& round);
   std::uint64_t send_round();
@@ -201,6 +202,7 @@ class SourceEnd {
   std::size_t lanes_done_ = 0;  // In this pass.
   base::PageIndex cursor_;
   bool cut_ = false;
+  bool no_room_ = false;  // The target waits, and nothing more of the pass is sent.
   bool holes_taken_ = false;
 };
 

@@ -81,6 +81,10 @@ Pause SourceEnd::until_room(const SourceLanes& lanes, Pipe& lane) {
   return until([&lanes, &lane] { return lane.room() || lanes.closed; });
 }
 
+Pause SourceEnd::until_wanted(const SourceLanes& lanes, Pipe& lane) {
+  return until([this, &lanes, &lane] { return (lane.room() && !no_room_) || lanes.closed; });
+}
+
 Task SourceEnd::bulk_worker(SourceLanes& lanes, std::size_t number) {
   Pipe& lane = lanes.bulk[number]->to_target;
   for (std::uint32_t pass = 1;; ++pass) {
@@ -158,7 +162,7 @@ Task SourceEnd::send_run(SourceLanes& lanes, Pipe& lane, std::uint32_t pass, Pag
   for (std::size_t i = 0; i < copy.size() && !hole; ++i) {
     copy[i].tail = guest_.content(PageIndex{run.first.value + i}).tail;
   }
-  co_await until_room(lanes, lane);
+  co_await until_wanted(lanes, lane);
   if (hole) {
     lane.send({.type = FrameType::kZeros,
                .first = run.first.value,

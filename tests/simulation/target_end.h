@@ -130,6 +130,8 @@ class TargetEnd {
 
   bool on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint32_t attempt,
                      const Frame& frame);
+  Task wait_for_room(TargetLanes& lanes, runtime::LaneName name, std::uint32_t attempt,
+                     const Frame& frame);
   bool on_marker(TargetLanes& lanes, TargetLanes::Bulk& lane, const Frame& frame);
   bool on_urgent_frame(TargetLanes& lanes, std::uint32_t attempt, const Frame& frame);
   bool settled(const base::Outcome& outcome);
@@ -170,6 +172,7 @@ class TargetEnd {
   bool final_applied_ = false;
   bool postcopy_ = false;
   bool never_ = false;
+  bool told_no_room_ = false;  // The source knows.
   bool order_read_ = false;
   bool may_repeat_order_ = false;
   bool entered_ = false;  // A vCPU has, and the source was told on the lanes that there were.

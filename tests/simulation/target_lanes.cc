@@ -1,5 +1,6 @@
 // The target's bulk and urgent lanes: runtime/target_lanes.cc as tasks.
 #include <algorithm>
+#include <utility>
 
 #include "tests/simulation/target_end.h"
 
@@ -43,7 +44,32 @@ Task TargetEnd::bulk(TargetLanes& lanes, std::size_t number, Connection& lane,
     if (!on_bulk_frame(lanes, name.number, attempt, frame)) {
       co_return lane_lost(lanes, name, attempt, true);
     }
+    if (lanes.bulk[number].no_room) {
+      co_await wait_for_room(lanes, name, attempt, frame);
+      if (lanes.lost || state_ != runtime::TargetState::kReceiving) {
+        co_return lane_lost(lanes, name, attempt, false);
+      }
+    }
     progress();
+  }
+}
+
+/// Again and again, until the frame was stored or there is nothing left to store it for.
+Task TargetEnd::wait_for_room(TargetLanes& lanes, LaneName name, std::uint32_t attempt,
+                              const Frame& frame) {
+  world_.saw("a lane that waited for room");
+  ++world_.wait_for_room;
+  do {
+    if (!std::exchange(told_no_room_, true)) {
+      lanes.control->to_source.send({.type = FrameType::kNoRoom},
+                                    std::as_bytes(std::span("no room")));
+    }
+    co_await simulation::step();
+  } while (state_ == runtime::TargetState::kReceiving && !lanes.lost &&
+           on_bulk_frame(lanes, name.number, attempt, frame) && lanes.bulk[name.number].no_room);
+  --world_.wait_for_room;
+  if (state_ == runtime::TargetState::kReceiving && std::exchange(told_no_room_, false)) {
+    lanes.control->to_source.send({.type = FrameType::kRoomAgain});
   }
 }
 
@@ -68,6 +94,7 @@ bool TargetEnd::on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint
                               const Frame& frame) {
   check_epoch(lanes, LaneName{LaneRole::kBulk, number}, attempt);
   TargetLanes::Bulk& lane = lanes.bulk[number];
+  lane.no_room = false;
   const FrameHeader& header = frame.header;
   const bool after = header.round == kPostcopyRound;
   if (after != postcopy_ || (!after && header.round != lane.markers + 1)) {
@@ -88,7 +115,9 @@ bool TargetEnd::on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint
     const auto written = guest_.write(frame.pages(), frame.payload);
     return written.ok();
   }
-  return settled(receiver_.on_pages(frame.pages(), frame.payload));
+  const auto taken = receiver_.on_pages(frame.pages(), frame.payload);
+  lane.no_room = world_.setup.trouble == Trouble::kNoRoom && !after && !taken.ok();
+  return settled(taken);
 }
 
 /// No memory for a page is no fault of the lane: the page stays missing and is swept.

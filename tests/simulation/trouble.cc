@@ -71,6 +71,16 @@ void Troublemaker::add_setup_trouble() {
            [this] { harm_lane(); });
       }
       return;
+    case Trouble::kNoRoom:
+      if (world_.random.once_in(4)) {
+        at("cut", any_time(), [this] { world_.random.once_in(2) ? cut_all() : cut_one(); });
+      } else if (world_.random.once_in(4)) {
+        at("user: cancel", any_time(), [this] {
+          world_.link_harmed = true;
+          source_.cancel();
+        });
+      }
+      return;
     case Trouble::kStorm:
       return add_storm();
     case Trouble::kSourceGivenUp:

@@ -126,9 +126,10 @@ class World {
   bool trace = false;  ///< Prints each step.
 
   // What both ends and the checks have to know of each other.
-  bool link_harmed = false;  ///< By the run's trouble.
-  bool switched = false;     ///< The final delta is applied at the target.
-  bool runs_there = false;   ///< The target's vCPUs were started.
+  bool link_harmed = false;       ///< By the run's trouble.
+  bool switched = false;          ///< The final delta is applied at the target.
+  bool runs_there = false;        ///< The target's vCPUs were started.
+  std::size_t wait_for_room = 0;  ///< Lanes of the target that do.
   bool source_released = false;
   std::uint64_t source_epoch = 1;  ///< The newest that the source has begun.
   bool taken_back = false;         ///< By the source's user.

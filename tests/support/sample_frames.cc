@@ -148,6 +148,9 @@ void add_recovery(std::vector<SampleFrame>& frames) {
   frames.push_back(to_source("lane-lost",
                              {.type = FrameType::kLaneLost, .first = 0x0102, .round = 4},
                              text("a pages frame has the wrong checksum")));
+  frames.push_back(to_source("no-room", {.type = FrameType::kNoRoom},
+                             text("memory: the file system of '/ram/a' has 0 KiB free of 8 MiB")));
+  frames.push_back(to_source("room-again", {.type = FrameType::kRoomAgain}));
   frames.push_back(
       to_source("missing-end-lane", {.type = FrameType::kMissingEnd, .count = 8195, .round = 5}));
   runtime::wire::Hello again = sample_hello();

@@ -1,5 +1,6 @@
 #include "tests/support/test_machine.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -69,7 +70,8 @@ TestMachine::TestMachine(const Config& config)
       gate_(config.incoming ? runtime::Ownership::kIncoming : runtime::Ownership::kHere),
       generations_(config.pages) {
   ENSURE(used_pages(config) <= config.pages, "what the guest writes is inside the machine");
-  fd_.reset(::memfd_create("towline-test", MFD_CLOEXEC));
+  fd_.reset(config.memory < 0 ? ::memfd_create("towline-test", MFD_CLOEXEC)
+                              : ::fcntl(config.memory, F_DUPFD_CLOEXEC, 0));
   const std::uint64_t size = config.pages * kPage;
   ENSURE(fd_.valid() && ::ftruncate(fd_.get(), static_cast<off_t>(size)) == 0, "a memfd");
   void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);

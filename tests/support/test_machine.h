@@ -53,6 +53,7 @@ class TestMachine final : public runtime::Machine {
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
     std::uint64_t first_pages = 2;
+    int memory = -1;  ///< An empty file for the guest's memory; otherwise a memfd.
   };
 
   explicit TestMachine(const Config& config);

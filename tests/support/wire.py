@@ -14,10 +14,10 @@ LANES = {CONTROL: 'control', URGENT: 'urgent', BULK: 'bulk'}
 HELLO, HELLO_REPLY, PROOF, LANE_READY, REFUSE = 1, 2, 3, 4, 5
 DESCRIBE, STALE, ROUND_END, STATE, RUN, CANCEL, COMPLETE_ACK, PING, RESUME = range(16, 25)
 ACCEPT, STALE_APPLIED, RUNNING, NEVER, COMPLETE, PONG, MISSING, MISSING_END, BEAT, \
-    LANE_LOST = range(32, 42)
+    LANE_LOST, NO_ROOM, ROOM_AGAIN = range(32, 44)
 PAGES, ZEROS, MARKER = 48, 49, 50
 REQUEST = 64
-KNOWN_TYPES = {*range(1, 6), *range(16, 25), *range(32, 42), 48, 49, 50, 64}
+KNOWN_TYPES = {*range(1, 6), *range(16, 25), *range(32, 44), 48, 49, 50, 64}
 
 HEADER = struct.Struct('<HHIQQIIII')  # type flags length first count round service crc header_crc
 HEADER_BYTES = 40
@@ -80,6 +80,12 @@ def hello(role=CONTROL, lane=0, low=1, high=1, identity=None, epoch=0, incarnati
                        features, identity or os.urandom(16), epoch, incarnation,
                        nonce or os.urandom(16), attempt)
     return head.ljust(HELLO_BYTES, b'\0')
+
+
+def with_features(hello_frame, features):
+    """The same hello, of somebody who knows these features."""
+    payload = hello_frame[HEADER_BYTES:]
+    return frame(HELLO, payload[:16] + struct.pack('<Q', features) + payload[24:])
 
 
 def hello_role(payload):

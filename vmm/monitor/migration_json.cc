@@ -73,6 +73,9 @@ Json own_json(const RoleReport& latest) {
   own.set("epoch", report.epoch);
   own.set("recoveries", report.recoveries);
   own.set("lanes-replaced", report.lanes_replaced);
+  if (!report.waits_for.empty()) {
+    own.set("waits-for", report.waits_for);
+  }
   if (report.last_recovery_ms) {
     own.set("last-recovery-ms", *report.last_recovery_ms);
   }

@@ -54,6 +54,25 @@ long count(const std::string& text, char what) {
   return std::count(text.begin(), text.end(), what);
 }
 
+TEST_CASE("what the target has no room for is said once in full, and shortly on every line") {
+  for (const bool terminal : {false, true}) {
+    Paper paper;
+    Progress progress(paper.file(), terminal);
+    base::Instant now{};
+    MoveView waits = view("active", 0, 1U << 29U);
+    waits.source.set("x-towline", Json::object({{"waits-for", "memory: none is left"}}));
+    for (int second = 0; second < 3; ++second) {
+      progress.show(waits, now);
+      now += std::chrono::seconds(1);
+    }
+    progress.show(view("active", 0, 1U << 29U), now);
+    const std::string text = paper.text();
+    CHECK(text.find("memory: none is left") == text.rfind("memory: none is left"));
+    CHECK(text.find("memory: none is left") < text.find("waits for room at the target"));
+    CHECK(text.rfind("waits for room at the target") < text.rfind("512"));
+  }
+}
+
 TEST_CASE("without a terminal there is a line a second, and one for each new status") {
   Paper paper;
   Progress progress(paper.file(), false);

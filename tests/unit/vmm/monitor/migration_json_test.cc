@@ -62,6 +62,16 @@ TEST_CASE("the statistics stay after every end, and a failure says why") {
   }
 }
 
+TEST_CASE("what is waited for before the switch is told beside a status that stays as it is") {
+  RoleReport latest = source(MigrationStatus::kActive);
+  CHECK(query_migrate_json(latest).find("x-towline")->find("waits-for") == nullptr);
+  latest.report.waits_for = "memory: none is left";
+  const Json answer = query_migrate_json(latest);
+  CHECK(text_of(*answer.find("x-towline"), "waits-for") == "memory: none is left");
+  CHECK(text_of(answer, "status") == "active");
+  CHECK(answer.find("error-desc") == nullptr);
+}
+
 TEST_CASE("nothing remains and nothing is dirtied once it is completed") {
   const Json answer = query_migrate_json(source(MigrationStatus::kCompleted));
   CHECK(whole_of(*answer.find("ram"), "remaining", 9) == 0);
