@@ -52,6 +52,7 @@ class TestMachine final : public runtime::Machine {
     bool incoming = false;
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
+    bool huge = false;           ///< On huge pages: a whole number of 512 pages.
   };
 
   explicit TestMachine(const Config& config);
@@ -92,7 +93,8 @@ class TestMachine final : public runtime::Machine {
   /// Pages that were not what they had to be.
   [[nodiscard]] std::uint64_t corrupt() const { return corrupt_; }
 
-  /// Reads every page of the stopped machine. Pages behind the log must be holes.
+  /// Reads every page of the stopped machine. Pages behind the log must be holes, or zeros on huge
+  /// pages.
   [[nodiscard]] std::uint64_t sweep();
 
   [[nodiscard]] std::uint64_t* page(std::uint64_t number) const;
