@@ -24,9 +24,9 @@ using base::PageRange;
 using wire::FrameHeader;
 using wire::FrameType;
 
-// 8 MiB: one clear of the dirty log each. Smaller ones cost more calls; larger ones stretch the
-// time in which a page that was armed is written before it is read.
-constexpr std::uint64_t kChunkPages = 2048;
+// One clear of the dirty log each. Smaller ones cost more calls; larger ones stretch the time in
+// which a page that was armed is written before it is read.
+constexpr base::Bytes kChunk{8U << 20U};
 // After the switch a demanded page waits at most for this much on its way through the kernel.
 constexpr base::Bytes kMostInABatch{64U << 10U};
 
@@ -119,14 +119,15 @@ std::optional<PageRange> BulkSender::next_chunk() {
   if (cut_ || cursor_ >= PageIndex{layout.pages().value}) {
     return std::nullopt;
   }
+  const std::uint64_t pages = kChunk.value / layout.page_size(cursor_).value;
   const PageRange chunk = layout.clip(
-      PageRange{cursor_, PageCount{std::min(kChunkPages, layout.pages().value - cursor_.value)}});
+      PageRange{cursor_, PageCount{std::min(pages, layout.pages().value - cursor_.value)}});
   cursor_ = chunk.end();
   return chunk;
 }
 
 Outcome BulkSender::pass_worker(Lane& lane, std::uint32_t pass, DirtyRounds& rounds) {
-  std::vector<std::byte> buffer(wire::kMaxPagesPerFrame * base::kSmallPage.value);
+  std::vector<std::byte> buffer;  // Grows to one frame.
   while (const auto chunk = next_chunk()) {
     if (stopped_) {
       return fail(ErrorKind::kDisconnected, "pre-pass", "the pre-pass was stopped");
@@ -139,11 +140,7 @@ Outcome BulkSender::pass_worker(Lane& lane, std::uint32_t pass, DirtyRounds& rou
 
 Outcome BulkSender::send_chunk(Lane& lane, std::uint32_t pass, DirtyRounds& rounds, PageRange chunk,
                                std::vector<std::byte>& buffer) {
-  const MemoryLayout& layout = memory_.layout();
-  const std::size_t region = layout.region_of(chunk.first);
-  const std::uint64_t first = chunk.first.value - layout.entries()[region].first.value;
-  const auto words = rounds.dirty(region).subspan(first / 64, (chunk.count.value + 63) / 64);
-  const std::vector<std::uint64_t> wanted(words.begin(), words.end());
+  const std::vector<std::uint64_t> wanted = rounds.dirty(chunk);
   if (std::all_of(wanted.begin(), wanted.end(), [](std::uint64_t word) { return word == 0; })) {
     return base::Done{};
   }
@@ -196,9 +193,10 @@ Outcome BulkSender::send_copied(Lane& lane, std::uint32_t pass, PageRange run,
       owed_.add(run);
       return base::Done{};
     }
-    const PageRange part{run.first, PageCount{std::min(run.count.value, wire::kMaxPagesPerFrame)}};
-    const std::span<std::byte> copy(buffer.data(), part.count.value * base::kSmallPage.value);
-    TRY(memory_.read(part, copy));
+    const std::uint64_t size = memory_.layout().page_size(run.first).value;
+    const std::uint64_t most = wire::pages_in_frame(size, wire::kMaxPagesPerFrame);
+    const PageRange part{run.first, PageCount{std::min(run.count.value, most)}};
+    const auto copy = TRY(memory_.copy(part, buffer));
     FrameBatch batch;
     add_split(batch, pass, part, copy);
     TRY(send(lane, batch));
@@ -342,12 +340,16 @@ Outcome BulkSender::push_worker(Lane& lane, PushOrder& order, bool holes_first) 
 Outcome BulkSender::push_owed(Lane& lane, PushOrder& order) {
   FrameBatch batch;
   std::vector<PageRange> taken;
-  while (const auto run = order.next(owed_, PageCount{wire::kMaxPagesPerPostcopyFrame})) {
+  // One for a batch: a page that has to be copied fills it.
+  std::vector<std::byte> buffer;
+  const PageCount most{
+      wire::pages_in_frame(memory_.layout().largest_page().value, wire::kMaxPagesPerPostcopyFrame)};
+  while (const auto run = order.next(owed_, most)) {
     taken.push_back(*run);
     PageRange left = *run;
     while (!left.empty()) {
       const PageRange part = memory_.layout().clip(left);
-      add_owed(batch, part);
+      TRY(add_owed(batch, part, buffer));
       left = PageRange{part.end(), PageCount{left.count.value - part.count.value}};
     }
     if (batch.pages().value >= wire::kMaxPagesPerPostcopyFrame || batch.size() >= kMostInABatch) {
@@ -401,9 +403,10 @@ Outcome BulkSender::push_holes(Lane& lane) {
 }
 
 // Owed pages were written once, so that they exist: except where a pass never came, and holes may
-// be owed until push_holes() has taken them. Touching one would only fill it.
-void BulkSender::add_owed(FrameBatch& batch, PageRange run) {
-  add_split(batch, wire::kPostcopyRound, run, memory_.in_place(run));
+// be owed until push_holes() has taken them. Touching one would only fill it, or worse (parked()).
+Outcome BulkSender::add_owed(FrameBatch& batch, PageRange run, std::vector<std::byte>& buffer) {
+  add_split(batch, wire::kPostcopyRound, run, TRY(memory_.parked(run, buffer)));
+  return base::Done{};
 }
 
 // ---- frames -------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ std::vector<std::string> memory_refusals(const Description& description,
     } else if (found->start.value != there.start || found->page_size.value != there.page_size) {
       reasons.push_back(fmt::format(
           "memory '{}' lies at {:#x} in pages of {} bytes at the source, at {:#x} in pages of {} "
-          "at the target",
+          "at the target; give both machines the same --memory-backing",
           there.name, there.start, there.page_size, found->start.value, found->page_size.value));
     }
   }

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/ensure.h"
+#include "runtime/log_bits.h"
 
 namespace towline::runtime {
 namespace {
@@ -14,6 +16,10 @@ using base::PageIndex;
 using base::PageRange;
 
 constexpr std::uint64_t kWordBits = 64;
+
+std::uint64_t words_for(std::uint64_t bits) {
+  return (bits + kWordBits - 1) / kWordBits;
+}
 
 // Adds page `at` of the flat space, joining it to the last run when it follows on it: also across a
 // region's border, because the runs of a stale set do not touch.
@@ -29,11 +35,19 @@ void append(DirtyRounds::Round& round, std::uint64_t at) {
 }  // namespace
 
 DirtyRounds::DirtyRounds(DirtyLog& log, const MemoryLayout& layout) : log_(log), layout_(layout) {
+  const base::Lock lock(log_mutex_);
   for (const auto& entry : layout_.entries()) {
-    ENSURE(entry.page_size == base::kSmallPage, "the dirty log counts pages of 4096 bytes");
-    const std::uint64_t words = (entry.count.value + kWordBits - 1) / kWordBits;
-    known_.emplace_back(words, ~0ULL);  // As the log itself: dirty until the first clear.
-    read_.emplace_back(words, 0);
+    const std::uint64_t bits = entry.page_size.value / base::kSmallPage.value;
+    ENSURE(bits == 1 || bits % kWordBits == 0, "a page is one bit of the log, or whole words");
+    Tracked tracked;
+    const std::uint64_t words = words_for(entry.count.value);
+    tracked.known.assign(words, ~0ULL);  // As the log itself: dirty until the first clear.
+    tracked.read.assign(words, 0);
+    if (bits > 1) {
+      tracked.words_per_page = bits / kWordBits;
+      tracked.log.assign(entry.count.value * tracked.words_per_page, 0);
+    }
+    regions_.push_back(std::move(tracked));
   }
 }
 
@@ -45,28 +59,59 @@ void DirtyRounds::end() {
   log_.disable();
 }
 
+std::vector<std::uint64_t> DirtyRounds::dirty(PageRange range) const {
+  const base::Lock lock(log_mutex_);
+  return dirty_locked(range);
+}
+
+std::vector<std::uint64_t> DirtyRounds::dirty_locked(PageRange range) const {
+  const std::size_t region = layout_.region_of(range.first);
+  const std::uint64_t first = range.first.value - layout_.entries()[region].first.value;
+  const auto& known = regions_[region].known;
+  std::vector<std::uint64_t> bits(words_for(range.count.value), 0);
+  for (std::uint64_t i = 0; i < range.count.value; ++i) {
+    const std::uint64_t at = first + i;
+    bits[i / kWordBits] |= (known[at / kWordBits] >> at % kWordBits & 1U) << i % kWordBits;
+  }
+  return bits;
+}
+
 Outcome DirtyRounds::clear_for_read(PageRange range) {
   const std::size_t region = layout_.region_of(range.first);
   const std::uint64_t first = range.first.value - layout_.entries()[region].first.value;
-  const std::uint64_t word = first / kWordBits;
-  const std::uint64_t words = (range.count.value + kWordBits - 1) / kWordBits;
-  ENSURE(first % kWordBits == 0, "chunks begin at whole words of the log");
-  const std::span<std::uint64_t> bits(&known_[region][word], words);
-  {
-    const base::Lock lock(log_mutex_);
-    TRY(log_.clear(region, first, range.count.value, bits));
+  const base::Lock lock(log_mutex_);
+  TRY(clear(region, first, range.count.value, dirty_locked(range)));
+  auto& known = regions_[region].known;
+  for (std::uint64_t at = first; at < first + range.count.value; ++at) {
+    known[at / kWordBits] &= ~(std::uint64_t{1} << at % kWordBits);
   }
-  std::fill(bits.begin(), bits.end(), 0);
   return base::Done{};
+}
+
+Outcome DirtyRounds::clear(std::size_t region, std::uint64_t first, std::uint64_t count,
+                           std::span<const std::uint64_t> bits) {
+  const std::size_t words_per_page = regions_[region].words_per_page;
+  if (words_per_page == 0) {
+    ENSURE(first % kWordBits == 0, "chunks begin at whole words of the log");
+    return log_.clear(region, first, count, bits);
+  }
+  std::vector<std::uint64_t> log(count * words_per_page);
+  spread_to_log(bits, words_per_page, log);
+  const std::uint64_t log_bits = words_per_page * kWordBits;
+  return log_.clear(region, first * log_bits, count * log_bits, log);
 }
 
 base::Expected<DirtyRounds::Round> DirtyRounds::next_round() {
   Round round;
   const base::Lock lock(log_mutex_);
-  for (std::size_t region = 0; region < known_.size(); ++region) {
-    auto& known = known_[region];
-    auto& read = read_[region];
-    TRY(log_.read(region, read));
+  for (std::size_t region = 0; region < regions_.size(); ++region) {
+    auto& [words_per_page, known, read, log] = regions_[region];
+    if (words_per_page == 0) {
+      TRY(log_.read(region, read));
+    } else {
+      TRY(log_.read(region, log));
+      fold_log(log, words_per_page, read);
+    }
     const auto& entry = layout_.entries()[region];
     for (std::size_t word = 0; word < known.size(); ++word) {
       std::uint64_t news = read[word] & ~known[word];

@@ -87,8 +87,9 @@ base::Expected<bool> Lane::fill(std::size_t wanted) {
               buffer_.begin() + static_cast<std::ptrdiff_t>(end_), buffer_.begin());
     end_ -= begin_;
     begin_ = 0;
-    // Bounded: `wanted` is a header or a payload within its type's limit.
-    buffer_.resize(std::max({buffer_.size(), wanted, kBufferBytes}));
+    // Bounded: `wanted` is a header or a payload within its type's limit. A payload's header fits
+    // in front of it, so that the next of its size need not be moved.
+    buffer_.resize(std::max({buffer_.size(), wanted + wire::kHeaderBytes, kBufferBytes}));
   }
   while (end_ - begin_ < wanted) {
     const ssize_t got = ::recv(fd_.get(), buffer_.data() + end_, buffer_.size() - end_, 0);

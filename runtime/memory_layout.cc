@@ -35,6 +35,18 @@ std::size_t MemoryLayout::region_of(base::PageIndex page) const {
   return static_cast<std::size_t>(after - entries_.begin()) - 1;
 }
 
+base::Bytes MemoryLayout::largest_page() const {
+  base::Bytes largest = base::kSmallPage;
+  for (const Entry& entry : entries_) {
+    largest = std::max(largest, entry.page_size);
+  }
+  return largest;
+}
+
+base::Bytes MemoryLayout::mean_page() const {
+  return pages_.value == 0 ? base::kSmallPage : base::Bytes{bytes_.value / pages_.value};
+}
+
 MemoryLayout::Place MemoryLayout::locate(base::PageIndex page) const {
   const std::size_t region = region_of(page);
   const Entry& entry = entries_[region];

@@ -37,6 +37,18 @@ class MemoryLayout {
 
   [[nodiscard]] base::Bytes bytes() const { return bytes_; }
 
+  /// The size of the page. `page` < pages().
+  [[nodiscard]] base::Bytes page_size(base::PageIndex page) const {
+    return entries_[region_of(page)].page_size;
+  }
+
+  /// The largest page that there is; 4096 without any.
+  [[nodiscard]] base::Bytes largest_page() const;
+
+  /// What a page stands for where only a number of pages is known: their size, or the mean of it if
+  /// there are several.
+  [[nodiscard]] base::Bytes mean_page() const;
+
   /// `range` is not empty, in bounds, and inside one region. Never overflows, whatever it holds.
   [[nodiscard]] bool valid(base::PageRange range) const;
 

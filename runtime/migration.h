@@ -109,6 +109,12 @@ struct MigrationReport {
 /// Errors: kUnsupported: this kernel cannot do what the policy says.
 base::Outcome check_source_loss(SourceLoss policy);
 
+/// What a target does not hold.
+struct MissingMemory {
+  std::uint64_t pages = 0;
+  std::uint64_t bytes = 0;
+};
+
 /// Told of changes. Called from the migration's threads: return soon, call nothing of the
 /// migration back.
 class MigrationObserver {
@@ -124,8 +130,8 @@ class MigrationObserver {
   virtual void on_guest_stopped() = 0;
   virtual void on_guest_started() = 0;
 
-  /// Target: the guest runs here, its source is away, and so many pages are only there.
-  virtual void on_source_lost(std::uint64_t missing_pages) { static_cast<void>(missing_pages); }
+  /// Target: the guest runs here, its source is away, and so much is only there.
+  virtual void on_source_lost(const MissingMemory& missing) { static_cast<void>(missing); }
 };
 
 /// A guest on its way out of this process. All calls return at once. Threads: any.

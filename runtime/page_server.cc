@@ -36,8 +36,7 @@ PageServer::PageServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, O
       owed_(owed),
       order_(order),
       counters_(counters),
-      lost_(std::move(lost)),
-      buffer_(wire::kMaxPagesPerRequest * base::kSmallPage.value) {
+      lost_(std::move(lost)) {
   thread_ = base::NamedThread("tl-serve", [this] { run(); });
 }
 
@@ -82,25 +81,37 @@ Outcome PageServer::answer(const FrameHeader& request) {
       order_.on_demand(PageIndex{page});
     }
   }
-  const std::span<std::byte> bytes(buffer_.data(), range.count.value * base::kSmallPage.value);
-  TRY(memory_.read(range, bytes));
+  const std::uint64_t size = memory_.layout().page_size(range.first).value;
+  const std::uint64_t most = wire::pages_in_frame(size, wire::kMaxPagesPerRequest);
+  for (PageRange left = range; !left.empty();) {
+    const PageRange part{left.first, PageCount{std::min(left.count.value, most)}};
+    left = PageRange{part.end(), PageCount{left.count.value - part.count.value}};
+    // What a sweep waits for is the end of the answer.
+    TRY(send_part(part, sweep && left.empty(), since));
+  }
+  return base::Done{};
+}
+
+Outcome PageServer::send_part(PageRange part, bool ends_sweep, base::Instant since) {
+  const auto bytes = TRY(memory_.copy(part, buffer_));
   FrameHeader header;
-  header.flags = static_cast<std::uint16_t>(wire::kFlagDemanded | (sweep ? wire::kFlagSweep : 0));
-  header.first = request.first;
-  header.count = request.count;
+  header.flags =
+      static_cast<std::uint16_t>(wire::kFlagDemanded | (ends_sweep ? wire::kFlagSweep : 0));
+  header.first = part.first.value;
+  header.count = part.count.value;
   header.round = wire::kPostcopyRound;
   const bool zero = all_zero(bytes);
   header.type = zero ? FrameType::kZeros : FrameType::kPages;
   const auto spent = base::system_clock().now() - since;
   header.service_ns = saturated_ns(spent);
-  counters_.requests += range.count.value;
+  counters_.requests += part.count.value;
   counters_.service_ns_sum += static_cast<std::uint64_t>(spent.count());
   if (zero) {
-    counters_.zeros += range.count.value;
+    counters_.zeros += part.count.value;
     return lane_->send(header);
   }
-  counters_.normal += range.count.value;
-  counters_.after_switch += range.count.value;
+  counters_.normal += part.count.value;
+  counters_.after_switch += part.count.value;
   return lane_->send(header, bytes);
 }
 

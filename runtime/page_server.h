@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/thread.h"
 #include "runtime/lane.h"
@@ -45,6 +46,7 @@ class PageServer {
   void run();
   base::Outcome serve();
   base::Outcome answer(const wire::FrameHeader& request);
+  base::Outcome send_part(base::PageRange part, bool ends_sweep, base::Instant since);
 
   std::unique_ptr<Lane> lane_;
   const SourceMemory& memory_;
@@ -53,7 +55,7 @@ class PageServer {
   SourceCounters& counters_;
   std::function<void(const base::Error&)> lost_;
   std::atomic<bool> open_{false};
-  std::vector<std::byte> buffer_;  // tl-serve's own.
+  std::vector<std::byte> buffer_;  // tl-serve's own; grows to one frame.
   base::NamedThread thread_;
 };
 

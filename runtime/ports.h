@@ -22,7 +22,7 @@ struct Region {
   std::string name;  ///< "ram.low": equal on both sides.
   base::GuestAddress start;
   base::Bytes size;
-  base::Bytes page_size = base::kSmallPage;
+  base::Bytes page_size = base::kSmallPage;  ///< Or kHugePage, and nothing else.
   Backing backing = Backing::kMemfd;
   int fd = -1;                  ///< Borrowed; the machine outlives every migration.
   std::uint64_t fd_offset = 0;  ///< Where the region begins in the file. Bytes.

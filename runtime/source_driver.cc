@@ -51,10 +51,10 @@ Outcome SourceDriver::check(Machine& machine) {
                             to_string(machine.gate().ownership())));
   }
   for (const Region& region : machine.regions()) {
-    if (region.backing != Backing::kMemfd) {
+    if (region.backing == Backing::kAnonymous) {
       return fail(ErrorKind::kUnsupported, "migrate",
-                  fmt::format("region '{}' is not backed by a memfd; only memfd memory can be "
-                              "moved (--memory-backing memfd)",
+                  fmt::format("region '{}' is in no file; only such memory can be moved "
+                              "(--memory-backing memfd or hugetlb)",
                               region.name));
     }
   }

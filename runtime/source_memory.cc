@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include <fmt/format.h>
@@ -37,12 +38,25 @@ base::Outcome SourceMemory::read(PageRange range, std::span<std::byte> into) con
   return base::Done{};
 }
 
-std::span<const std::byte> SourceMemory::in_place(PageRange range) const {
+base::Expected<std::span<const std::byte>> SourceMemory::copy(
+    PageRange range, std::vector<std::byte>& buffer) const {
+  const std::uint64_t size = range.count.value * layout_.page_size(range.first).value;
+  buffer.resize(std::max<std::size_t>(buffer.size(), size));
+  const std::span<std::byte> into = std::span(buffer).first(size);
+  TRY(read(range, into));
+  return std::span<const std::byte>(into);
+}
+
+base::Expected<std::span<const std::byte>> SourceMemory::parked(
+    PageRange range, std::vector<std::byte>& buffer) const {
   const auto at = layout_.locate(range.first);
   const Region& region = regions_[at.region];
+  if (region.backing == Backing::kHugetlb) {
+    return copy(range, buffer);
+  }
   // NOLINTNEXTLINE(performance-no-int-to-ptr): the guest mapping is known by its address.
   const auto* start = reinterpret_cast<const std::byte*>(region.mapping.value + at.offset);
-  return {start, range.count.value * region.page_size.value};
+  return std::span<const std::byte>(start, range.count.value * region.page_size.value);
 }
 
 base::Expected<std::optional<PageRange>> SourceMemory::next_data(PageRange range) const {

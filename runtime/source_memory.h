@@ -24,9 +24,15 @@ class SourceMemory {
   /// guest runs, only a copy may be tested, summed and sent: the page itself changes meanwhile.
   base::Outcome read(base::PageRange range, std::span<std::byte> into) const;
 
-  /// The pages where they lie. Only for a parked guest, and only pages that exist: touching a hole
-  /// through a mapping fills it.
-  [[nodiscard]] std::span<const std::byte> in_place(base::PageRange range) const;
+  /// As read(), into `buffer`, which grows as needed and holds what is returned.
+  [[nodiscard]] base::Expected<std::span<const std::byte>> copy(
+      base::PageRange range, std::vector<std::byte>& buffer) const;
+
+  /// The pages of a parked guest, where they lie: only those that exist, because touching a hole
+  /// through a mapping fills it. Huge pages are copied: a hole that was touched with none free
+  /// would end this process by SIGBUS.
+  [[nodiscard]] base::Expected<std::span<const std::byte>> parked(
+      base::PageRange range, std::vector<std::byte>& buffer) const;
 
   /// The first run of pages in `range` (one region) that may hold anything but zeros.
   [[nodiscard]] base::Expected<std::optional<base::PageRange>> next_data(

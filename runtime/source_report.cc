@@ -112,8 +112,8 @@ MigrationReport SourceDriver::report() const {
                                     ? counters_.scanned.load()
                                     : layout_.pages().value;
   const std::uint64_t left = layout_.pages().value - scanned + owed_.count().value;
-  report.remaining_bytes =
-      shown_ == MigrationStatus::kCompleted ? 0 : left * base::kSmallPage.value;
+  report.page_size = layout_.mean_page().value;
+  report.remaining_bytes = shown_ == MigrationStatus::kCompleted ? 0 : left * report.page_size;
   report.dirty_sync_count = dirty_syncs_;
   report.dirty_pages_rate = shown_ == MigrationStatus::kCompleted ? 0 : dirty_rate_;
   report.postcopy_requests = counters_.requests;

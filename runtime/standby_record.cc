@@ -104,8 +104,7 @@ Expected<StandbyRecord::MemoryRegion> get_region(const Section& section, std::ui
   StandbyRecord::MemoryRegion region;
   region.name = TRY(bounded_text(section, "name"));
   region.page_size = TRY(section.get("page-size"));
-  if (region.page_size != base::kSmallPage.value && region.page_size != 2UL << 20U &&
-      region.page_size != 1UL << 30U) {
+  if (region.page_size != base::kSmallPage.value && region.page_size != base::kHugePage.value) {
     return corrupt_record(
         fmt::format("region {} has pages of {} bytes", section.instance, region.page_size));
   }

@@ -14,9 +14,36 @@ using base::PageRange;
 using wire::FrameHeader;
 using wire::FrameType;
 
-// Guess: each adds some microseconds to the pause and saves the guest a fault; 64 of them are a
-// quarter of a megabyte in the flight.
-constexpr std::size_t kMaxFirstPages = 64;
+// Guess: each adds some microseconds to the pause and saves the guest a fault. A page that is
+// larger than all of it never flies: it is asked for.
+constexpr std::uint64_t kMostFirstBytes = 256U << 10U;
+
+/// Takes pages from what is owed, up to the flight's share.
+class Taken {
+ public:
+  Taken(const MemoryLayout& layout, OwedPages& owed) : layout_(layout), owed_(owed) {}
+
+  /// False: it is full.
+  bool add(PageIndex page) {
+    const std::uint64_t size = layout_.page_size(page).value;
+    if (size > kMostFirstBytes - bytes_) {
+      return false;
+    }
+    if (owed_.take(page)) {
+      bytes_ += size;
+      pages_.push_back(page);
+    }
+    return true;
+  }
+
+  [[nodiscard]] const std::vector<PageIndex>& pages() const { return pages_; }
+
+ private:
+  const MemoryLayout& layout_;
+  OwedPages& owed_;
+  std::uint64_t bytes_ = 0;
+  std::vector<PageIndex> pages_;
+};
 
 }  // namespace
 
@@ -55,23 +82,19 @@ base::Outcome SwitchFlight::add_first_pages(const SourceMemory& memory, OwedPage
                                             std::span<const PageIndex> first,
                                             std::span<const PageRange> last_written,
                                             SourceCounters& counters) {
-  std::vector<PageIndex> pages;
+  Taken taken(memory.layout(), owed);
+  bool room = true;
   for (const PageIndex page : first) {
-    if (pages.size() < kMaxFirstPages && owed.take(page)) {
-      pages.push_back(page);
-    }
+    room = room && taken.add(page);
   }
   for (const PageRange& run : last_written) {
-    for (std::uint64_t page = run.first.value;
-         page < run.end().value && pages.size() < kMaxFirstPages; ++page) {
-      if (owed.take(PageIndex{page})) {
-        pages.push_back(PageIndex{page});
-      }
+    for (std::uint64_t page = run.first.value; room && page < run.end().value; ++page) {
+      room = taken.add(PageIndex{page});
     }
   }
-  for (const PageIndex page : pages) {
-    std::vector<std::byte> bytes(base::kSmallPage.value);
-    TRY(memory.read(PageRange{page, PageCount{1}}, bytes));
+  for (const PageIndex page : taken.pages()) {
+    std::vector<std::byte> bytes;
+    TRY(memory.copy(PageRange{page, PageCount{1}}, bytes));
     FrameHeader header;
     header.type = FrameType::kPages;
     header.first = page.value;

@@ -116,6 +116,7 @@ class TargetDriver final : public Incoming {
   void begin_abandoning(SourceLoss how) REQUIRES(mutex_);
   void check_source_deadline() REQUIRES(mutex_);
   void tell_source_lost() REQUIRES(mutex_);
+  [[nodiscard]] MissingMemory missing_memory() const;
   void shut_out(SourceLoss how);
   void settle_loss(SourceLoss how);
   [[nodiscard]] std::string shut_out_reason() const REQUIRES(mutex_);

@@ -23,8 +23,10 @@ using base::PageRange;
 using wire::FrameHeader;
 using wire::FrameType;
 
-// Guess: enough to keep a link of 1 ms busy with 64 KiB answers, and little to hold.
+// Requests under way. Guess: enough to keep a link of 1 ms busy with 64 KiB answers, and little to
+// hold. A demanded page waits behind as much, so that of huge pages there are two.
 constexpr std::uint64_t kSweepWindow = 32;
+constexpr std::uint64_t kSweepWindowOfHugePages = 2;
 
 // Room is asked for so often: a part of the reserve that is kept, however fast the link.
 constexpr std::uint64_t kBytesBetweenLooks = 8U << 20U;
@@ -515,8 +517,12 @@ void TargetLanes::sweep_again() {
 }
 
 void TargetLanes::sweep_more() {
-  while (sweep_outstanding_ < kSweepWindow) {
-    const auto run = map_.next_missing(sweep_at_, PageCount{wire::kMaxPagesPerRequest});
+  const std::uint64_t size = layout_.largest_page().value;
+  const std::uint64_t window =
+      size == base::kSmallPage.value ? kSweepWindow : kSweepWindowOfHugePages;
+  const PageCount most{wire::pages_in_frame(size, wire::kMaxPagesPerRequest)};
+  while (sweep_outstanding_ < window) {
+    const auto run = map_.next_missing(sweep_at_, most);
     if (!run.has_value()) {
       return;
     }

@@ -22,8 +22,8 @@ using base::fail;
 using base::LogLevel;
 using base::Outcome;
 
-std::string amount(base::PageCount pages) {
-  return fmt::format("{} pages ({} bytes)", pages.value, pages.value * base::kSmallPage.value);
+std::string amount(const MissingMemory& missing) {
+  return fmt::format("{} pages ({} bytes)", missing.pages, missing.bytes);
 }
 
 }  // namespace
@@ -72,12 +72,17 @@ void TargetDriver::begin_abandoning(SourceLoss how) {
   listener_->post([this, how] { shut_out(how); });
 }
 
+MissingMemory TargetDriver::missing_memory() const {
+  const std::uint64_t pages = transfer_->map.missing().value;
+  return MissingMemory{pages, pages * layout_.mean_page().value};
+}
+
 // What is at stake, for the log and for who watches.
 void TargetDriver::tell_source_lost() {
-  const base::PageCount missing = transfer_->map.missing();
+  const MissingMemory missing = missing_memory();
   base::log(LogLevel::kWarning, "source.away missing={} policy={} deadline_s={}", amount(missing),
             to_string(source_loss_), source_loss_deadline_.count());
-  observer_.on_source_lost(missing.value);
+  observer_.on_source_lost(missing);
 }
 
 // On tl-watch, with each tick.
@@ -122,13 +127,13 @@ void TargetDriver::shut_out(SourceLoss how) {
 
 // Nothing arrives any more.
 void TargetDriver::settle_loss(SourceLoss how) {
-  const base::PageCount missing = transfer_->map.missing();
-  if (missing.value == 0) {
+  const MissingMemory missing = missing_memory();
+  if (missing.pages == 0) {
     return on_progress();
   }
   std::string told;
   if (how == SourceLoss::kPoison) {
-    machine_.pages_lost(missing.value);
+    machine_.pages_lost(missing.pages);
     const auto poisoned = transfer_->receiver->poison_missing();
     told = fmt::format(
         "the source was given up (policy poison): {} were only there and are poisoned; the guest "

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/ensure.h"
+#include "base/huge_pages.h"
 #include "base/log.h"
 #include "runtime/memory_headroom.h"
 #include "uffd/mapping.h"
@@ -46,6 +47,17 @@ std::uint64_t unbacked(int fd) {
   return size - std::min(size, static_cast<std::uint64_t>(file.st_blocks) * 512);
 }
 
+/// There is a huge page for all of the file that has none yet.
+bool fits(int fd) {
+  const auto pages = base::huge_pages();
+  return pages.has_value() && pages->free >= unbacked(fd) / base::kHugePage.value;
+}
+
+std::string explain_huge_pages(int fd) {
+  return fmt::format("memory: {}, and the move goes on",
+                     base::explain(base::huge_pages(), unbacked(fd) / base::kHugePage.value));
+}
+
 }  // namespace
 
 base::Expected<std::unique_ptr<TargetMemory>> TargetMemory::prepare(
@@ -53,27 +65,49 @@ base::Expected<std::unique_ptr<TargetMemory>> TargetMemory::prepare(
   std::unique_ptr<TargetMemory> made(new TargetMemory(regions, layout));
   std::vector<uffd::Range> ranges;
   for (const Region& region : regions) {
-    if (region.backing != Backing::kMemfd) {
+    if (region.backing == Backing::kAnonymous) {
       return fail(ErrorKind::kUnsupported, "prepare memory",
-                  fmt::format("region '{}' is not backed by a memfd; only memfd memory can be "
-                              "moved (--memory-backing memfd)",
+                  fmt::format("region '{}' is in no file; only such memory can be moved "
+                              "(--memory-backing memfd or hugetlb)",
                               region.name));
     }
+    const bool huge = region.backing == Backing::kHugetlb;
     TRY(uffd::punch(region.fd, uffd::Extent{region.fd_offset, region.size.value},
                     region.page_size));
-    ranges.push_back(uffd::Range{.start = region.mapping,
-                                 .length = region.size,
-                                 .page_size = region.page_size,
-                                 .backing = uffd::Backing::kShmem});
+    ranges.push_back(
+        uffd::Range{.start = region.mapping,
+                    .length = region.size,
+                    .page_size = region.page_size,
+                    .backing = huge ? uffd::Backing::kHugetlb : uffd::Backing::kShmem});
+    if (huge) {
+      TRY(made->map_alias(region));
+    } else {
+      made->aliases_.emplace_back();
+    }
   }
   made->faults_ = TRY(uffd::ShardedUserfault::open(ranges));
   return made;
 }
 
+Outcome TargetMemory::map_alias(const Region& region) {
+  auto alias = TRY(uffd::Alias::map(region.fd, uffd::Extent{region.fd_offset, region.size.value},
+                                    uffd::Alias::Access::kReadWrite));
+  // Asked here, where it can still be an error: a stale page has to leave the guest's sight.
+  if (!uffd::zap(region.mapping, region.page_size, region.page_size).ok()) {
+    return fail(ErrorKind::kUnsupported, "prepare memory",
+                fmt::format("region '{}' is on huge pages, which this kernel does not unmap one by "
+                            "one (Linux 5.18 does); use --memory-backing memfd",
+                            region.name));
+  }
+  aliases_.push_back(std::move(alias));
+  return base::Done{};
+}
+
 TargetMemory::Place TargetMemory::place(PageRange range) const {
   const auto where = layout_.locate(range.first);
   const Region& region = regions_[where.region];
-  return Place{.fd = region.fd,
+  return Place{.region = where.region,
+               .fd = region.fd,
                .offset = region.fd_offset + where.offset,
                .address = HostAddress{region.mapping.value + where.offset},
                .length = base::Bytes{range.count.value * region.page_size.value},
@@ -95,6 +129,9 @@ std::optional<PageIndex> TargetMemory::page_at(HostAddress address) const {
 Outcome TargetMemory::write(PageRange range, std::span<const std::byte> bytes) {
   const Place at = place(range);
   ENSURE(bytes.size() == at.length.value, "a run's bytes are whole pages");
+  if (regions_[at.region].backing == Backing::kHugetlb) {
+    return write_by_alias(at, bytes);
+  }
   std::size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t put = ::pwrite(at.fd, bytes.data() + done, bytes.size() - done,
@@ -107,6 +144,16 @@ Outcome TargetMemory::write(PageRange range, std::span<const std::byte> bytes) {
     }
   }
   return base::Done{};
+}
+
+Outcome TargetMemory::write_by_alias(const Place& at, std::span<const std::byte> bytes) {
+  const uffd::Extent extent{at.offset, at.length.value};
+  if (TRY(uffd::allocate(at.fd, extent)) == uffd::Allocation::kNoMemory) {
+    return base::Err{no_room(at.fd, "fallocate")};
+  }
+  const uffd::Alias& alias = aliases_[at.region];
+  std::copy(bytes.begin(), bytes.end(), alias.bytes(extent).begin());
+  return alias.release(extent, at.page_size);
 }
 
 Outcome TargetMemory::punch(PageRange range) {
@@ -213,7 +260,11 @@ Outcome TargetMemory::release() {
 
 Outcome TargetMemory::fill_holes() {
   for (const Region& region : regions_) {
-    if (room_around(region.fd).has_value() &&
+    // A file on huge pages keeps what it gets, and would take what the guest may touch first.
+    if (is_huge(region.fd) && !fits(region.fd)) {
+      return base::Err{no_room(region.fd, "fallocate")};
+    }
+    if (has_limit(region) &&
         TRY(uffd::allocate(region.fd, uffd::Extent{region.fd_offset, region.size.value})) ==
             uffd::Allocation::kNoMemory) {
       return base::Err{no_room(region.fd, "fallocate")};
@@ -222,8 +273,21 @@ Outcome TargetMemory::fill_holes() {
   return base::Done{};
 }
 
+bool TargetMemory::is_huge(int fd) const {
+  return std::any_of(regions_.begin(), regions_.end(), [fd](const Region& region) {
+    return region.fd == fd && region.backing == Backing::kHugetlb;
+  });
+}
+
+bool TargetMemory::has_limit(const Region& region) const {
+  return is_huge(region.fd) || room_around(region.fd).has_value();
+}
+
 base::Error TargetMemory::no_room(int fd, const char* operation) {
   full_ = fd;
+  if (is_huge(fd)) {
+    return base::Error{ErrorKind::kOverloaded, 0, operation, explain_huge_pages(fd)};
+  }
   const auto around = room_around(fd);
   return base::Error{ErrorKind::kOverloaded, 0, operation,
                      around.has_value()
@@ -233,6 +297,14 @@ base::Error TargetMemory::no_room(int fd, const char* operation) {
 
 Outcome TargetMemory::room() {
   const int fd = full_;
+  if (fd >= 0 && is_huge(fd)) {
+    const auto pages = base::huge_pages();
+    if (unbacked(fd) != 0 && (!pages.has_value() || pages->free == 0)) {
+      return fail(ErrorKind::kOverloaded, "receive", explain_huge_pages(fd));
+    }
+    full_ = -1;
+    return base::Done{};
+  }
   const auto around = fd < 0 ? std::nullopt : room_around(fd);
   if (!around.has_value() || around->free.value >= std::min(kWorthTrying, unbacked(fd))) {
     full_ = -1;

@@ -12,12 +12,15 @@
 #include "runtime/guest_pages.h"
 #include "runtime/memory_layout.h"
 #include "runtime/ports.h"
+#include "uffd/mapping.h"
 #include "uffd/shards.h"
 
 namespace towline::runtime {
 
 /// Guest memory at the target: one file, mapped for the guest and watched by userfaultfd. Pages
-/// get into the file by pwrite() and in front of the guest by UFFDIO_CONTINUE.
+/// get into the file by pwrite() and in front of the guest by UFFDIO_CONTINUE. On huge pages, whose
+/// file takes no write(): by a second mapping, and never before the page was had by fallocate(),
+/// because a store that finds no huge page free is SIGBUS.
 ///
 /// Threads: any for GuestPages; one reader of the faults.
 class TargetMemory final : public GuestPages {
@@ -51,14 +54,14 @@ class TargetMemory final : public GuestPages {
   /// guard, so that no missing page can be read as zeros. Errors: kFailed: no descriptors left.
   base::Outcome guard_for_good() { return faults_->keep_registered(); }
 
-  /// Every page is installed or a verified hole: the kernel answers by itself from now on. In a
-  /// file system with a size every hole gets its page before, because a guest that touched one
-  /// without room would die of it.
+  /// Every page is installed or a verified hole: the kernel answers by itself from now on. On huge
+  /// pages, and in a file system with a size, every hole gets its page before, because a guest that
+  /// touched one without room would die of it.
   /// Errors: kOverloaded: there is no room for the holes; faults are reported as before.
   base::Outcome release();
 
   /// There is room again for what could not be stored, or nothing was refused yet.
-  /// Errors: kOverloaded, naming the file system and what is free.
+  /// Errors: kOverloaded, naming the file system or the huge pages, and what is free.
   [[nodiscard]] base::Outcome room();
 
   /// Frees every page in the files: what arrived is of no use.
@@ -69,6 +72,7 @@ class TargetMemory final : public GuestPages {
       : regions_(regions), layout_(layout) {}
 
   struct Place {
+    std::size_t region = 0;
     int fd = -1;
     std::uint64_t offset = 0;  // In the file.
     base::HostAddress address;
@@ -76,13 +80,18 @@ class TargetMemory final : public GuestPages {
     base::Bytes page_size;
   };
 
+  base::Outcome map_alias(const Region& region);
+  base::Outcome write_by_alias(const Place& at, std::span<const std::byte> bytes);
   base::Error no_room(int fd, const char* operation);
+  [[nodiscard]] bool is_huge(int fd) const;
+  [[nodiscard]] bool has_limit(const Region& region) const;
   base::Outcome fill_holes();
   [[nodiscard]] Place place(base::PageRange range) const;
   [[nodiscard]] std::optional<base::PageIndex> page_at(base::HostAddress address) const;
 
   const std::vector<Region>& regions_;  // The machine's; it outlives the migration.
   MemoryLayout layout_;
+  std::vector<uffd::Alias> aliases_;  // One a region; of no bytes where nothing is written by it.
   std::optional<uffd::ShardedUserfault> faults_;
   std::atomic<int> full_{-1};  // The file that had no room when it was asked last.
 };

@@ -29,12 +29,13 @@ MigrationReport TargetDriver::report() const {
   report.listening = listener_->at();
   report.strangers_refused = listener_->strangers();
   report.total_bytes = layout_.bytes().value;
+  report.page_size = layout_.mean_page().value;
   report.remaining_bytes = report.total_bytes;
   if (transfer == nullptr) {
     return report;
   }
   report.source_loss.poisoned_pages = transfer->map.poisoned().value;
-  report.remaining_bytes = transfer->map.missing().value * base::kSmallPage.value;
+  report.remaining_bytes = transfer->map.missing().value * report.page_size;
   report.transferred = transfer->lanes.bytes_received();
   report.postcopy_requests = transfer->lanes.requests_sent();
   report.pages_after_switch = transfer->lanes.postcopy_pages();

@@ -126,12 +126,35 @@ void check_serial(const std::string& text) {
   }
 }
 
-void check_backing(const std::string& text) {
-  if (text == "hugetlb" || text == "anonymous") {
-    complain("--memory-backing", text, "not built yet; use memfd");
+runtime::Backing check_backing(const std::string& text) {
+  if (text == "anonymous") {
+    complain("--memory-backing", text, "not built yet; use memfd or hugetlb");
   }
-  if (text != "memfd") {
-    complain("--memory-backing", text, "use memfd");
+  if (text != "memfd" && text != "hugetlb") {
+    complain("--memory-backing", text, "use memfd or hugetlb");
+  }
+  return text == "hugetlb" ? runtime::Backing::kHugetlb : runtime::Backing::kMemfd;
+}
+
+/// What guest memory is made of.
+void check_memory(RunArguments& run, const std::string& memory, const std::string& backing) {
+  const std::uint64_t bytes = size_of("--memory", memory);
+  if (bytes == 0 || bytes % base::kSmallPage.value != 0) {
+    complain("--memory", memory, "memory is a multiple of 4096 bytes and not 0");
+  }
+  run.machine.memory = base::Bytes{bytes};
+  run.machine.backing = check_backing(backing);
+  if (run.machine.backing != runtime::Backing::kHugetlb) {
+    return;
+  }
+  if (bytes % base::kHugePage.value != 0) {
+    complain("--memory", memory,
+             fmt::format("with --memory-backing hugetlb it is a multiple of 2M: use {}M",
+                         (bytes / base::kHugePage.value + 1) * 2));
+  }
+  if (!run.machine.memory_path.empty()) {
+    complain("--memory-path", run.machine.memory_path,
+             "huge pages are in no file of yours; leave it out with --memory-backing hugetlb");
   }
 }
 
@@ -204,7 +227,8 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
   app.add_option("--initrd", run.machine.initrd, "Initial RAM disk")->type_name("FILE");
   app.add_option("--memory", texts.memory, "Guest memory, such as 512M or 2G (256M)")
       ->type_name("SIZE");
-  app.add_option("--memory-backing", texts.backing, "memfd; hugetlb and anonymous are not built")
+  app.add_option("--memory-backing", texts.backing,
+                 "memfd (default), or hugetlb: huge pages of 2 MiB")
       ->type_name("KIND");
   app.add_option("--memory-path", run.machine.memory_path,
                  "Guest memory in this file, or in a nameless one in this folder, on a tmpfs")
@@ -252,12 +276,7 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
 
 void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   run.machine.incoming = incoming;
-  const std::uint64_t memory = size_of("--memory", texts.memory);
-  if (memory == 0 || memory % base::kSmallPage.value != 0) {
-    complain("--memory", texts.memory, "memory is a multiple of 4096 bytes and not 0");
-  }
-  run.machine.memory = base::Bytes{memory};
-  check_backing(texts.backing);
+  check_memory(run, texts.memory, texts.backing);
   check_serial(run.machine.serial);
   run.machine.hidden_features = hidden_features(texts.cpu);
   for (const auto& text : texts.qmp) {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <linux/memfd.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -14,6 +15,8 @@
 
 #include <fmt/format.h>
 
+#include "base/huge_pages.h"
+
 namespace towline::vmm {
 namespace {
 
@@ -21,6 +24,7 @@ using base::Bytes;
 using base::ErrorKind;
 using base::fail;
 using base::fail_errno;
+using runtime::Backing;
 
 // User space ends at 47 bits on x86-64 with four page-table levels; half of it leaves room for the
 // second mapping that a migration makes and for everything else.
@@ -33,11 +37,15 @@ Bytes limit_of(unsigned address_bits) {
   return Bytes{std::min(addressable - gap, kMostMappable.value)};
 }
 
-base::Outcome check_size(Bytes size, unsigned address_bits) {
-  if (size.value == 0 || size.value % base::kSmallPage.value != 0) {
+Bytes page_size_of(Backing backing) {
+  return backing == Backing::kHugetlb ? base::kHugePage : base::kSmallPage;
+}
+
+base::Outcome check_size(Bytes size, Bytes page_size, unsigned address_bits) {
+  if (size.value == 0 || size.value % page_size.value != 0) {
     return fail(ErrorKind::kRefused, "guest memory",
                 fmt::format("memory of {} bytes: give a multiple of {}, above zero", size.value,
-                            base::kSmallPage.value));
+                            page_size.value));
   }
   const Bytes limit = limit_of(address_bits);
   if (size.value > limit.value) {
@@ -53,6 +61,15 @@ base::Expected<base::OwnedFd> make_memfd() {
   base::OwnedFd fd(::memfd_create("towline-ram", MFD_CLOEXEC));
   if (!fd.valid()) {
     return fail_errno(ErrorKind::kFailed, "memfd_create");
+  }
+  return fd;
+}
+
+base::Expected<base::OwnedFd> make_huge_memfd() {
+  base::OwnedFd fd(::memfd_create("towline-ram", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB));
+  if (!fd.valid()) {
+    return fail_errno(ErrorKind::kUnsupported, "memfd_create",
+                      "this kernel has no huge pages of 2 MiB; use --memory-backing memfd");
   }
   return fd;
 }
@@ -86,6 +103,28 @@ base::Expected<base::OwnedFd> open_file(const std::string& path) {
   return fd;
 }
 
+base::Expected<base::OwnedFd> make_file(const MemoryKind& kind) {
+  if (kind.backing == Backing::kHugetlb) {
+    return make_huge_memfd();
+  }
+  return kind.path.empty() ? make_memfd() : open_file(kind.path);
+}
+
+base::Outcome reserve_huge_pages(const base::OwnedFd& fd, Bytes size) {
+  if (::fallocate(fd.get(), 0, 0, static_cast<off_t>(size.value)) == 0) {
+    return base::Done{};
+  }
+  const int why = errno;
+  // What it could give it has given: back, so that what is free is said truly.
+  if (::ftruncate(fd.get(), 0) != 0) {
+    return fail_errno(ErrorKind::kFailed, "ftruncate");
+  }
+  const std::uint64_t needed = size.value / base::kHugePage.value;
+  return base::Err{base::Error{ErrorKind::kRefused, why, "fallocate",
+                               fmt::format("memory of {} MiB has no room: {}", size.value >> 20U,
+                                           base::explain(base::huge_pages(), needed))}};
+}
+
 base::Outcome reserve_all(const base::OwnedFd& fd, Bytes size, const std::string& path) {
   struct statfs system {};
 
@@ -104,17 +143,19 @@ base::Outcome reserve_all(const base::OwnedFd& fd, Bytes size, const std::string
 }  // namespace
 
 base::Expected<GuestMemory> GuestMemory::create(Bytes size, unsigned address_bits,
-                                                const std::string& path, bool reserve) {
-  TRY(check_size(size, address_bits));
-  base::OwnedFd fd = path.empty() ? TRY(make_memfd()) : TRY(open_file(path));
+                                                const MemoryKind& kind) {
+  TRY(check_size(size, page_size_of(kind.backing), address_bits));
+  base::OwnedFd fd = TRY(make_file(kind));
   if (::ftruncate(fd.get(), static_cast<off_t>(size.value)) != 0) {
     return fail_errno(ErrorKind::kRefused, "ftruncate",
                       fmt::format("memory of {} MiB is larger than a file may be here (limit of "
                                   "the shell: ulimit -f)",
                                   size.value >> 20U));
   }
-  if (!path.empty() && reserve) {
-    TRY(reserve_all(fd, size, path));
+  if (kind.reserve && kind.backing == Backing::kHugetlb) {
+    TRY(reserve_huge_pages(fd, size));
+  } else if (kind.reserve && !kind.path.empty()) {
+    TRY(reserve_all(fd, size, kind.path));
   }
   void* mapping =
       ::mmap(nullptr, size.value, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);
@@ -124,7 +165,7 @@ base::Expected<GuestMemory> GuestMemory::create(Bytes size, unsigned address_bit
                                   "ulimit -v, vm.overcommit_memory)",
                                   size.value >> 20U));
   }
-  GuestMemory memory(std::move(fd), mapping, size);
+  GuestMemory memory(std::move(fd), mapping, size, kind.backing);
   for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP, MADV_NOHUGEPAGE}) {
     // Large pages would be installed and zapped as one while a migration works page by page. A
     // kernel built without them answers EINVAL, which is as good.
@@ -135,7 +176,7 @@ base::Expected<GuestMemory> GuestMemory::create(Bytes size, unsigned address_bit
   return memory;
 }
 
-GuestMemory::GuestMemory(base::OwnedFd fd, void* mapping, Bytes size)
+GuestMemory::GuestMemory(base::OwnedFd fd, void* mapping, Bytes size, Backing backing)
     : fd_(std::move(fd)), mapping_(mapping), size_(size) {
   const auto address = reinterpret_cast<std::uintptr_t>(mapping);
   const std::uint64_t low = std::min(size.value, kLowMemoryEnd.value);
@@ -145,6 +186,8 @@ GuestMemory::GuestMemory(base::OwnedFd fd, void* mapping, Bytes size)
     region.name = name;
     region.start = start;
     region.size = Bytes{length};
+    region.page_size = page_size_of(backing);
+    region.backing = backing;
     region.fd = fd_.get();
     region.fd_offset = offset;
     region.mapping = base::HostAddress{address + offset};

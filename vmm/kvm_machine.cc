@@ -220,12 +220,22 @@ std::string KvmMachineImpl::lost_memory(const std::string& where) const {
                    where, wishes_.lost_pages);
 }
 
+bool KvmMachineImpl::misses_memory() const {
+  const Lock lock(mutex_);
+  return wishes_.lost_pages != 0;
+}
+
 void KvmMachineImpl::pages_lost(std::uint64_t pages) {
   const Lock lock(mutex_);
   wishes_.lost_pages = pages;
 }
 
 void KvmMachineImpl::on_system(const kvm_run& run) {
+  if (run.exit_reason == KVM_EXIT_SHUTDOWN && misses_memory()) {
+    // KVM walks the guest's page tables itself, and takes one that it cannot read for the guest's
+    // own fault; nor can it read the way to the fault's handler.
+    return guest_failed(lost_memory("a triple fault, perhaps in its page tables"));
+  }
   const bool off = run.exit_reason == KVM_EXIT_SYSTEM_EVENT &&
                    run.system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN;
   guest_wants(off ? PortRequest::kPowerOff : PortRequest::kReset);

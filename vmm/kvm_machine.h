@@ -101,6 +101,7 @@ class KvmMachineImpl final : public KvmMachine {
   void on_port(kvm_run& run);
   void on_memory(kvm_run& run);
   void on_lost(std::size_t vcpu, base::HostAddress at);
+  [[nodiscard]] bool misses_memory() const;
   [[nodiscard]] std::string lost_memory(const std::string& where) const;
   void on_system(const kvm_run& run);
   void on_parked();

@@ -108,8 +108,10 @@ base::Expected<MachineParts> make_parts(const MachineConfig& config) {
   auto cpuid =
       TRY(make_cpuid(std::move(supported), kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER) != 0,
                      config.hidden_features));
-  auto memory = TRY(GuestMemory::create(config.memory, physical_address_bits(cpuid),
-                                        config.memory_path, !config.incoming));
+  auto memory = TRY(GuestMemory::create(
+      config.memory, physical_address_bits(cpuid),
+      MemoryKind{
+          .backing = config.backing, .path = config.memory_path, .reserve = !config.incoming}));
   auto vm = TRY(make_vm(kvm));
   TRY(map_memory(vm, memory));
   auto vcpus = TRY(make_vcpus(vm, cpuid, config.vcpus));

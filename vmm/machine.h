@@ -39,8 +39,9 @@ struct MachineConfig {
   std::string kernel;                ///< Path of a PVH ELF. May be empty on an incoming machine.
   std::string append;                ///< Kernel command line.
   std::string initrd;                ///< Path; empty: none.
-  base::Bytes memory{256UL << 20U};  ///< Multiple of 4096.
-  std::string memory_path;           ///< Empty: a memfd. Else a file, or a folder, on a tmpfs.
+  base::Bytes memory{256UL << 20U};  ///< Multiple of the page: 4096, or 2 MiB.
+  runtime::Backing backing = runtime::Backing::kMemfd;  ///< Or kHugetlb.
+  std::string memory_path;  ///< Empty: a memfd. Else a file, or a folder, on a tmpfs.
   std::uint32_t vcpus = 1;
   std::vector<std::string> hidden_features;  ///< CPUID features not to offer: "avx2".
   std::string serial = "stdio";              ///< stdio | file:PATH | unix:PATH | none

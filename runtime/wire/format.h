@@ -132,6 +132,12 @@ inline constexpr std::uint64_t kMaxPagesPerPostcopyFrame = 16;
 inline constexpr std::uint64_t kMaxPagesPerRequest = 16;
 inline constexpr std::size_t kMaxBulkLanes = 16;
 
+/// Most pages of `page_size` bytes in a frame that may have `most`: one of 2 MiB.
+constexpr std::uint64_t pages_in_frame(std::uint64_t page_size, std::uint64_t most) {
+  const std::uint64_t fitting = kMaxPagesPayload / page_size;
+  return most < fitting ? most : fitting;
+}
+
 inline constexpr std::size_t kIdBytes = 16;
 inline constexpr std::size_t kNonceBytes = 16;
 inline constexpr std::size_t kMacBytes = 32;

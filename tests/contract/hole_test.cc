@@ -1,7 +1,9 @@
 // What counts as data and what as a hole when the source looks for something to send.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdint>
+#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -71,6 +73,21 @@ TEST_CASE("allocating over a page that has bytes keeps them") {
   memory.fill(1, 8);
   REQUIRE(uffd::allocate(memory.fd.get(), {0, 2 * kPage}).ok());
   CHECK(all_bytes(memory.alias.bytes({kPage, kPage}).data(), kPage, 8));
+}
+
+// SourceMemory reads huge pages so: it would take pages, or die of one that is not free.
+TEST_CASE("reading a hole of a hugetlb file with pread takes no huge page") {
+  const HugePages pages(1);
+  SKIP_IF(pages.missing());
+  const auto fd = make_memfd(kHuge, kHugeMemfd);
+  std::vector<std::byte> read(kHuge, std::byte{1});
+  CHECK(::pread(fd.get(), read.data(), read.size(), 0) == static_cast<ssize_t>(kHuge));
+  CHECK(all_bytes(read.data(), read.size(), 0));
+
+  struct stat file {};
+
+  REQUIRE(::fstat(fd.get(), &file) == 0);
+  CHECK(file.st_blocks == 0);
 }
 
 TEST_CASE("a hugetlb file shows no holes: every byte counts as data") {

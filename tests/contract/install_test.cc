@@ -107,6 +107,26 @@ TEST_CASE("a page that was only allocated continues as zeros: success proves not
   CHECK(all_bytes(guest.data(0), kPage, 0));
 }
 
+// Zero pages of a target on huge pages are put in front of the guest so.
+TEST_CASE("a huge page that was only allocated continues as zeros") {
+  const auto needed = uffd::features_for(Backing::kHugetlb, kBoth);
+  SKIP_IF(no_userfaultfd(needed));
+  const HugePages pages(1);
+  SKIP_IF(pages.missing());
+  const auto fd = make_memfd(kHuge, kHugeMemfd);
+  const Mapping guest(fd.get(), kHuge, kHuge);
+  const auto userfault = open_userfault(needed);
+  REQUIRE(userfault.register_range(guest.at(), Bytes{kHuge}, kBoth, Backing::kHugetlb).ok());
+  const auto allocated = uffd::allocate(fd.get(), {0, kHuge});
+  REQUIRE(allocated.ok());
+  REQUIRE(allocated.value() == uffd::Allocation::kDone);
+  const auto outcome =
+      Installer(userfault.fd()).continue_run(guest.at(), PageCount{1}, Bytes{kHuge});
+  REQUIRE(outcome.ok());
+  CHECK(outcome.value() == RunOutcome{PageCount{1}, PageCount{0}, RunEnd::kComplete});
+  CHECK(all_bytes(guest.data(), kHuge, 0));
+}
+
 TEST_CASE("a copy over a cached page maps nothing and leaves the stale bytes") {
   SKIP_IF(no_userfaultfd(kShmem));
   const ShmemGuest guest(1);

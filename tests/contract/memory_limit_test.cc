@@ -7,10 +7,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -145,6 +147,51 @@ TEST_CASE("a copy into hugetlb without free pages says that a page was there, an
   const auto truth = installer.continue_run(place.at(kHuge), PageCount{1}, Bytes{kHuge});
   REQUIRE(truth.ok());
   CHECK(truth.value().end == RunEnd::kNoPage);
+}
+
+// TargetMemory writes huge pages by a mapping: this is why it asks for each page first.
+TEST_CASE(
+    "a store into a huge page that cannot be had is SIGBUS, and one that was allocated is not") {
+  const HugePages pages(1);
+  SKIP_IF(pages.missing());
+  const SmallFile file("hugetlbfs", kHuge, 2 * kHuge);
+  SKIP_IF(file.missing());
+  const auto alias = uffd::Alias::map(file.fd(), {0, 2 * kHuge}, uffd::Alias::Access::kReadWrite);
+  REQUIRE(alias.ok());
+  REQUIRE(allocated(file.fd(), {0, kHuge}) == Allocation::kDone);  // The last free page.
+  poke(alias.value().bytes().data() + 5 * kPage, 7);
+  CHECK(peek(alias.value().bytes().data() + 5 * kPage) == 7);
+  REQUIRE(::madvise(alias.value().bytes().data(), 2 * kHuge, MADV_DOFORK) == 0);
+  Child child([&] {
+    ::signal(SIGBUS, SIG_DFL);  // doctest's own handler would report it.
+    poke(alias.value().bytes().data() + kHuge, 7);
+  });
+  const int status = child.wait_until_ended();
+  REQUIRE(WIFSIGNALED(status));
+  CHECK(WTERMSIG(status) == SIGBUS);
+}
+
+// A target maps more memory than there are free huge pages, and takes them as they arrive.
+TEST_CASE("a mapping without reserve promises itself no huge pages, any other one does") {
+  const HugePages pages(1);
+  SKIP_IF(pages.missing());
+  const SmallFile file("hugetlbfs", kHuge, 4 * kHuge);
+  SKIP_IF(file.missing());
+  CHECK(::mmap(nullptr, 4 * kHuge, PROT_READ | PROT_WRITE, MAP_SHARED, file.fd(), 0) == MAP_FAILED);
+  CHECK(errno == ENOMEM);
+  const auto alias = uffd::Alias::map(file.fd(), {0, 4 * kHuge}, uffd::Alias::Access::kReadWrite);
+  CHECK(alias.ok());
+  CHECK(allocated(file.fd(), {0, kHuge}) == Allocation::kDone);
+}
+
+// TargetMemory does not write by system call there.
+TEST_CASE("a hugetlb file takes no write") {
+  const HugePages pages(1);
+  SKIP_IF(pages.missing());
+  const auto fd = make_memfd(kHuge, kHugeMemfd);
+  const std::vector<std::byte> bytes(kHuge, std::byte{1});
+  CHECK(::pwrite(fd.get(), bytes.data(), bytes.size(), 0) == -1);
+  CHECK(errno == EINVAL);
 }
 
 void receive_into_a_page_that_cannot_be_had(const SmallFile& file, std::size_t page_size) {

@@ -190,6 +190,32 @@ TEST_CASE("a poisoned page fails whoever touches it, and does not make them wait
   ::close(ends[1]);
 }
 
+TEST_CASE("a poisoned huge page fails whoever touches any part of it") {
+  const auto needed = uffd::features_for(Backing::kHugetlb, kBoth);
+  SKIP_IF(no_userfaultfd(needed | uffd::feature::kPoison));
+  const HugePages pages(2);
+  SKIP_IF(pages.missing());
+  const auto fd = make_memfd(2 * kHuge, kHugeMemfd);
+  const Mapping memory(fd.get(), 2 * kHuge, kHuge);
+  const std::array ranges{
+      uffd::Range{memory.at(), Bytes{2 * kHuge}, Bytes{kHuge}, Backing::kHugetlb, kBoth}};
+  const auto opened = ShardedUserfault::open(ranges);
+  REQUIRE(opened.ok());
+  REQUIRE(opened.value().abilities(0).poison);
+  const auto poisoned = opened.value().poison_run(memory.at(kHuge), PageCount{1});
+  REQUIRE(poisoned.ok());
+  CHECK(poisoned.value().installed == PageCount{1});
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  for (const std::size_t part : {0U, 300U, 511U}) {
+    CHECK(::write(ends[1], memory.data() + kHuge + part * kPage, 1) == -1);
+    CHECK(errno == EFAULT);
+  }
+  CHECK(is_silent(opened.value().userfault(0)));
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
 TEST_CASE("both mappings stay out of children, core dumps and huge pages") {
   const TwoMappings memory(3);
   for (const HostAddress start :

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/fd.h"
+#include "tests/support/huge_pages.h"
 #include "uffd/installer.h"
 #include "uffd/mapping.h"
 #include "uffd/userfault.h"
@@ -123,21 +124,7 @@ class Toucher {
   std::thread thread_;
 };
 
-/// Reserves 2 MiB hugetlb pages for its scope and gives back what it took.
-class HugePages {
- public:
-  explicit HugePages(std::size_t wanted);
-  HugePages(const HugePages&) = delete;
-  HugePages& operator=(const HugePages&) = delete;
-  ~HugePages();
-
-  /// Why there are not enough; empty if there are.
-  [[nodiscard]] const std::string& missing() const { return missing_; }
-
- private:
-  std::size_t taken_ = 0;
-  std::string missing_;
-};
+using tests::HugePages;
 
 }  // namespace towline::contract
 

@@ -22,6 +22,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/migration.h"
+#include "tests/support/huge_pages.h"
 #include "tests/support/lane_proxy.h"
 #include "tests/support/test_machine.h"
 
@@ -173,12 +174,13 @@ struct Move {
   explicit Move(TestMachine::Config config = {},
                 runtime::MigrationOptions source_options = default_options(),
                 const runtime::MigrationOptions& target_options = default_options(),
-                int target_memory = -1)
+                int target_memory = -1, bool huge_target = true)
       : source(config),
         target([&] {
           TestMachine::Config there = config;
           there.incoming = true;
           there.memory = target_memory;
+          there.huge = config.huge && huge_target;
           return there;
         }()),
         options(std::move(source_options)) {
@@ -274,6 +276,60 @@ TEST_CASE("several guests, passes and lanes change nothing in the bytes") {
       move.check_complete();
     }
   }
+}
+
+/// 16 huge pages at each end, the last four of them untouched.
+TestMachine::Config on_huge_pages() {
+  TestMachine::Config config;
+  config.pages = 8192;
+  config.working_set = 4096;
+  config.log = 2048;
+  config.huge = true;
+  return config;
+}
+
+constexpr std::size_t kHugePagesOfAMove = 32;
+
+/// A case on huge pages can be tried here; prints a SKIP line with the reason otherwise.
+bool can_use(const HugePages& pages) {
+  if (!pages.missing().empty()) {
+    std::printf("SKIP: %s\n", pages.missing().c_str());
+  }
+  return pages.missing().empty() && can_serve_faults();
+}
+
+TEST_CASE("a guest on huge pages arrives with every page right, after however many passes") {
+  const HugePages pages(kHugePagesOfAMove);
+  if (!can_use(pages)) {
+    return;
+  }
+  for (const std::uint32_t passes : {0U, 1U, 3U}) {
+    CAPTURE(passes);
+    auto options = default_options();
+    options.passes = passes;
+    auto config = on_huge_pages();
+    config.guests = 2;
+    Move move(config, options);
+    move.begin();
+    move.check_complete();
+    CHECK(move.outgoing->report().page_size == base::kHugePage.value);
+    CHECK(move.outgoing->report().remaining_bytes == 0);
+  }
+}
+
+TEST_CASE("memory on huge pages does not go to a target without them, and nothing moves") {
+  const HugePages pages(kHugePagesOfAMove);
+  if (!can_use(pages)) {
+    return;
+  }
+  Move move(on_huge_pages(), default_options(), default_options(), -1, false);
+  move.begin();
+  CHECK(move.source_events.wait_for_end() == MigrationStatus::kFailed);
+  CHECK(move.outgoing->report().error.find("pages of 2097152 bytes at the source") !=
+        std::string::npos);
+  CHECK(move.outgoing->report().error.find("pages of 4096 at the target") != std::string::npos);
+  CHECK(move.outgoing->report().normal_pages == 0);
+  move.check_runs_on_at_the_source();
 }
 
 TEST_CASE("the word to switch ends a pass that would take for ever") {
@@ -432,6 +488,17 @@ TEST_CASE("a run order that the network does not take can be paused, and the gue
     move.outgoing.reset();
   }
   std::filesystem::remove_all(folder.data());
+}
+
+TEST_CASE("a move on huge pages that is paused and resumed, again and again, loses nothing") {
+  const HugePages pages(kHugePagesOfAMove);
+  if (!can_use(pages)) {
+    return;
+  }
+  Move move(on_huge_pages(), slow_options());
+  lose_and_recover(
+      move, 3, [&] { return move.outgoing->pause(); },
+      [&] { REQUIRE(move.outgoing->resume(std::nullopt).ok()); });
 }
 
 /// A move through a proxy that harms its lanes.

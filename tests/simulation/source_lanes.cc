@@ -115,11 +115,10 @@ Task SourceEnd::send_pass(SourceLanes& lanes, Pipe& lane, std::uint32_t pass) {
 }
 
 std::vector<bool> SourceEnd::wanted_of(PageRange chunk) const {
-  const std::size_t region = world_.layout.region_of(chunk.first);
-  const std::uint64_t first = chunk.first.value - world_.layout.entries()[region].first.value;
+  const std::vector<std::uint64_t> dirty = rounds_->dirty(chunk);
   std::vector<bool> wanted;
-  for (std::uint64_t i = first; i < first + chunk.count.value; ++i) {
-    wanted.push_back(((rounds_->dirty(region)[i / 64] >> (i % 64)) & 1U) != 0);
+  for (std::uint64_t i = 0; i < chunk.count.value; ++i) {
+    wanted.push_back((dirty[i / 64] >> i % 64 & 1U) != 0);
   }
   return wanted;
 }

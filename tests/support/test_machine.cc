@@ -1,6 +1,7 @@
 #include "tests/support/test_machine.h"
 
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -70,16 +71,26 @@ TestMachine::TestMachine(const Config& config)
       gate_(config.incoming ? runtime::Ownership::kIncoming : runtime::Ownership::kHere),
       generations_(config.pages) {
   ENSURE(used_pages(config) <= config.pages, "what the guest writes is inside the machine");
-  fd_.reset(config.memory < 0 ? ::memfd_create("towline-test", MFD_CLOEXEC)
-                              : ::fcntl(config.memory, F_DUPFD_CLOEXEC, 0));
+  fd_.reset(config.memory < 0
+                ? ::memfd_create("towline-test",
+                                 MFD_CLOEXEC | (config.huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0U))
+                : ::fcntl(config.memory, F_DUPFD_CLOEXEC, 0));
   const std::uint64_t size = config.pages * kPage;
   ENSURE(fd_.valid() && ::ftruncate(fd_.get(), static_cast<off_t>(size)) == 0, "a memfd");
-  void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
+  ENSURE(!config.huge || config.incoming ||
+             ::fallocate(fd_.get(), 0, 0, static_cast<off_t>(size)) == 0,
+         "a machine that has its huge pages from the beginning");
+  void* mapped =
+      ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_.get(), 0);
   ENSURE(mapped != MAP_FAILED, "a mapping");
   mapping_ = static_cast<std::byte*>(mapped);
   runtime::Region region;
   region.name = "ram";
   region.size = base::Bytes{size};
+  if (config.huge) {
+    region.page_size = base::kHugePage;
+    region.backing = runtime::Backing::kHugetlb;
+  }
   region.fd = fd_.get();
   region.mapping = base::HostAddress{reinterpret_cast<std::uintptr_t>(mapping_)};
   regions_.push_back(region);
@@ -287,6 +298,12 @@ std::uint64_t TestMachine::sweep() {
     wrong += right ? 0 : 1;
   }
   const off_t hole = static_cast<off_t>(used * kPage);
+  if (config_.huge) {
+    for (std::uint64_t at = used; at < config_.pages; ++at) {
+      wrong += is_zero(at) ? 0 : 1;
+    }
+    return wrong;
+  }
   if (used < config_.pages && ::lseek(fd_.get(), hole, SEEK_DATA) >= 0) {
     ++wrong;  // Untouched memory must not have become pages.
   }

@@ -53,7 +53,8 @@ class TestMachine final : public runtime::Machine {
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
     std::uint64_t first_pages = 2;
-    int memory = -1;  ///< An empty file for the guest's memory; otherwise a memfd.
+    int memory = -1;    ///< An empty file for the guest's memory; otherwise a memfd.
+    bool huge = false;  ///< On huge pages: a whole number of 512 pages.
   };
 
   explicit TestMachine(const Config& config);
@@ -94,7 +95,8 @@ class TestMachine final : public runtime::Machine {
   /// Pages that were not what they had to be.
   [[nodiscard]] std::uint64_t corrupt() const { return corrupt_; }
 
-  /// Reads every page of the stopped machine. Pages behind the log must be holes.
+  /// Reads every page of the stopped machine. Pages behind the log must be holes, or zeros on huge
+  /// pages.
   [[nodiscard]] std::uint64_t sweep();
 
   [[nodiscard]] std::uint64_t* page(std::uint64_t number) const;

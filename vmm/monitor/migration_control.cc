@@ -34,8 +34,8 @@ class MigrationControl::Observer final : public runtime::MigrationObserver {
     tell([](MigrationWatcher& to) { to.on_guest_started(); });
   }
 
-  void on_source_lost(std::uint64_t missing_pages) override {
-    tell([missing_pages](MigrationWatcher& to) { to.on_source_lost(missing_pages); });
+  void on_source_lost(const runtime::MissingMemory& missing) override {
+    tell([missing](MigrationWatcher& to) { to.on_source_lost(missing); });
   }
 
  private:

@@ -31,7 +31,7 @@ class MigrationWatcher {
   virtual void on_migration_pass(std::uint64_t pass) = 0;
   virtual void on_guest_stopped() = 0;
   virtual void on_guest_started() = 0;
-  virtual void on_source_lost(std::uint64_t missing_pages) = 0;
+  virtual void on_source_lost(const runtime::MissingMemory& missing) = 0;
 };
 
 /// What a process is told about migrations when it starts.

@@ -191,11 +191,10 @@ void Monitor::on_guest_started() {
   }
 }
 
-void Monitor::on_source_lost(std::uint64_t missing_pages) {
+void Monitor::on_source_lost(const runtime::MissingMemory& missing) {
   if (migration_.settings().events) {
-    server_.broadcast("X_TOWLINE_SOURCE_LOST",
-                      Json::object({{"missing-pages", missing_pages},
-                                    {"missing-bytes", missing_pages * base::kSmallPage.value}}));
+    server_.broadcast("X_TOWLINE_SOURCE_LOST", Json::object({{"missing-pages", missing.pages},
+                                                             {"missing-bytes", missing.bytes}}));
   }
 }
 

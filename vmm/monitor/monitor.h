@@ -103,7 +103,7 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
 
   void on_guest_started() override;
 
-  void on_source_lost(std::uint64_t missing_pages) override;
+  void on_source_lost(const runtime::MissingMemory& missing) override;
 
   void on_stop() override;
   void on_resume() override;

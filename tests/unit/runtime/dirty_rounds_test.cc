@@ -89,7 +89,7 @@ struct Rounds {
 
 TEST_CASE("before its first clear every page counts as dirty, and is no news") {
   Rounds it;
-  CHECK((it.rounds.dirty(0)[0] & 1U) == 1);
+  CHECK(it.rounds.dirty(pages(0, 1)) == std::vector<std::uint64_t>{1});
   it.log.write(5);
   CHECK(it.next().count == 0);
 }
@@ -147,6 +147,93 @@ TEST_CASE("bits beyond a region's last page are nobody's") {
   it.log.write(99);
   it.log.write(169);
   CHECK(it.next().pages == Ranges{pages(99, 1), pages(169, 1)});
+}
+
+/// A log of one region on huge pages, which checks what KVM would.
+class FakeHugeLog final : public DirtyLog {
+ public:
+  static constexpr std::uint64_t kBitsPerPage = 512;
+  static constexpr std::uint64_t kPages = 70;
+
+  void write(std::uint64_t bit) { bits_[bit / 64] |= std::uint64_t{1} << bit % 64; }
+
+  base::Outcome enable() override {
+    std::ranges::fill(bits_, ~std::uint64_t{0});
+    return base::Done{};
+  }
+
+  void disable() override {}
+
+  base::Outcome read(std::size_t /*region*/, std::span<std::uint64_t> bitmap) override {
+    REQUIRE(bitmap.size() == bits_.size());
+    std::ranges::copy(bits_, bitmap.begin());
+    return base::Done{};
+  }
+
+  base::Outcome clear(std::size_t /*region*/, std::uint64_t first, std::uint64_t count,
+                      std::span<const std::uint64_t> bitmap) override {
+    REQUIRE(first % 64 == 0);
+    REQUIRE(count % 64 == 0);
+    REQUIRE(first + count <= kPages * kBitsPerPage);
+    REQUIRE(bitmap.size() == count / 64);
+    for (std::size_t i = 0; i < bitmap.size(); ++i) {
+      bits_[first / 64 + i] &= ~bitmap[i];
+    }
+    return base::Done{};
+  }
+
+ private:
+  std::array<std::uint64_t, kPages * kBitsPerPage / 64> bits_{};
+};
+
+struct HugeRounds {
+  HugeRounds() {
+    REQUIRE(rounds.begin().ok());
+    for (std::uint64_t page = 0; page < FakeHugeLog::kPages; page += 5) {
+      REQUIRE(rounds.clear_for_read(pages(page, 5)).ok());
+    }
+  }
+
+  DirtyRounds::Round next() {
+    auto round = rounds.next_round();
+    REQUIRE(round.ok());
+    return std::move(round).value();
+  }
+
+  static MemoryLayout one_region() {
+    Region ram;
+    ram.name = "ram.low";
+    ram.page_size = base::kHugePage;
+    ram.size = base::Bytes{FakeHugeLog::kPages * base::kHugePage.value};
+    return MemoryLayout({ram});
+  }
+
+  MemoryLayout layout = one_region();
+  FakeHugeLog log;
+  DirtyRounds rounds{log, layout};
+};
+
+TEST_CASE("one dirty 4 KiB makes its huge page news, once, and no other page") {
+  HugeRounds it;
+  CHECK(it.next().count == 0);
+  it.log.write(66 * 512 + 100);
+  it.log.write(66 * 512 + 511);
+  it.log.write(3 * 512);
+  CHECK(it.next().pages == Ranges{pages(3, 1), pages(66, 1)});
+  it.log.write(66 * 512 + 7);
+  CHECK(it.next().count == 0);  // The copy was of no use before.
+  CHECK(it.rounds.dirty(pages(60, 8)) == std::vector<std::uint64_t>{1U << 6U});
+}
+
+TEST_CASE("arming a huge page arms all of it, from any page on, and only what was dirty") {
+  HugeRounds it;
+  it.log.write(9 * 512 + 1);
+  CHECK(it.next().count == 1);
+  it.log.write(10 * 512);  // News of the next round: not armed before it was seen.
+  REQUIRE(it.rounds.clear_for_read(pages(8, 4)).ok());
+  CHECK(it.next().pages == Ranges{pages(10, 1)});
+  it.log.write(9 * 512 + 1);
+  CHECK(it.next().pages == Ranges{pages(9, 1)});
 }
 
 TEST_CASE("the end of the rounds ends the logging") {

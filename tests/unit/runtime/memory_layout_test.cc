@@ -35,6 +35,18 @@ PageRange pages(std::uint64_t first, std::uint64_t count) {
 
 constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
 
+TEST_CASE("a page has its region's size, and a number of pages the mean of them") {
+  const MemoryLayout layout = three_regions();
+  CHECK(layout.page_size(PageIndex{159}) == base::kSmallPage);
+  CHECK(layout.page_size(PageIndex{160}) == base::kHugePage);
+  CHECK(layout.page_size(PageIndex{164}) == base::kSmallPage);
+  CHECK(layout.largest_page() == base::kHugePage);
+  CHECK(layout.mean_page() == base::Bytes{layout.bytes().value / 180});
+  const MemoryLayout one({region("ram", 0, base::Bytes{8U << 20U}, base::kHugePage)});
+  CHECK(one.mean_page() == base::kHugePage);
+  CHECK(MemoryLayout().mean_page() == base::kSmallPage);
+}
+
 TEST_CASE("the page space is the regions one after the other, each in its own page size") {
   const MemoryLayout layout = three_regions();
   CHECK(layout.pages() == PageCount{180});

@@ -65,6 +65,7 @@ TEST_CASE("a machine's description is read from the command line") {
   CHECK(run.machine.append == "a b");
   CHECK(run.machine.initrd == "i");
   CHECK(run.machine.memory.value == 2UL << 30U);
+  CHECK(run.machine.backing == runtime::Backing::kMemfd);
   CHECK(run.machine.vcpus == 3);
   CHECK(run.machine.hidden_features == Words{"avx2", "fma"});
   CHECK(run.machine.serial == "file:/s");
@@ -105,6 +106,12 @@ TEST_CASE("what is unknown is named") {
   bad(run_with({"extra"}), {"extra"});
 }
 
+TEST_CASE("guest memory is on huge pages when that is asked for") {
+  const auto run =
+      good<RunArguments>({"run", "--kernel", "k", "--memory", "2G", "--memory-backing", "hugetlb"});
+  CHECK(run.machine.backing == runtime::Backing::kHugetlb);
+}
+
 TEST_CASE("a bad value is named with what would be good") {
   bad(run_with({"--memory", "lots"}), {"--memory", "'lots'", "512M"});
   bad(run_with({"--memory", "0"}), {"--memory", "'0'", "4096"});
@@ -112,7 +119,9 @@ TEST_CASE("a bad value is named with what would be good") {
   bad(run_with({"--memory", "-1"}), {"--memory"});
   bad(run_with({"--source-loss", "forget"}), {"forget", "wait", "poison", "give-up"});
   bad(run_with({"--source-loss-deadline", "0"}), {"--source-loss-deadline", "1 or more"});
-  bad(run_with({"--memory-backing", "hugetlb"}), {"hugetlb", "not built", "memfd"});
+  bad(run_with({"--memory-backing", "hugetlb", "--memory", "5M"}), {"--memory", "'5M'", "use 6M"});
+  bad(run_with({"--memory-backing", "hugetlb", "--memory-path", "/dev/shm"}),
+      {"--memory-path", "/dev/shm", "hugetlb"});
   bad(run_with({"--memory-backing", "anonymous"}), {"anonymous", "not built", "memfd"});
   bad(run_with({"--memory-backing", "paper"}), {"paper", "memfd"});
   bad(run_with({"--vcpus", "0"}), {"--vcpus", "'0'"});

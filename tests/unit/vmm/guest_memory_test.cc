@@ -35,6 +35,14 @@ std::string refusal(Bytes size, unsigned bits) {
   return memory.error().detail;
 }
 
+MemoryKind in_file(const std::string& path, bool reserve = false) {
+  return {.backing = runtime::Backing::kMemfd, .path = path, .reserve = reserve};
+}
+
+MemoryKind on_huge_pages(bool reserve = false) {
+  return {.backing = runtime::Backing::kHugetlb, .path = "", .reserve = reserve};
+}
+
 TEST_CASE("small memory is one region, large memory leaves a hole below 4 GiB") {
   using base::operator""_GiB;
   using base::operator""_MiB;
@@ -189,7 +197,7 @@ TEST_CASE("memory in a folder of a tmpfs is a file without a name") {
   if (folder.empty()) {
     return;
   }
-  const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, folder, true);
+  const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, in_file(folder, true));
   REQUIRE(memory.ok());
 
   struct stat file {};
@@ -208,12 +216,12 @@ TEST_CASE("a file is one machine's memory, and begins empty") {
   const std::string path = folder + "/towline-unit-" + std::to_string(::getpid());
   std::ofstream(path) << "left behind by another machine";
   {
-    const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, path);
+    const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, in_file(path));
     REQUIRE(memory.ok());
     char first = 'x';
     REQUIRE(::pread(memory.value().regions().front().fd, &first, 1, 0) == 1);
     CHECK(first == 0);
-    const auto again = GuestMemory::create(Bytes{1U << 20U}, 46, path);
+    const auto again = GuestMemory::create(Bytes{1U << 20U}, 46, in_file(path));
     REQUIRE_FALSE(again.ok());
     CHECK(again.error().kind == base::ErrorKind::kRefused);
     CHECK(again.error().detail.find("another machine's memory") != std::string::npos);
@@ -221,10 +229,49 @@ TEST_CASE("a file is one machine's memory, and begins empty") {
   ::unlink(path.c_str());
 }
 
+TEST_CASE("memory on huge pages is a multiple of them, or refused with both values") {
+  const auto odd = GuestMemory::create(Bytes{5U << 20U}, 46, on_huge_pages());
+  REQUIRE_FALSE(odd.ok());
+  CHECK(odd.error().kind == base::ErrorKind::kRefused);
+  CHECK(odd.error().detail.find("5242880") != std::string::npos);
+  CHECK(odd.error().detail.find("2097152") != std::string::npos);
+}
+
+TEST_CASE("memory on huge pages that come as they are needed takes none, and says its page") {
+  using base::operator""_GiB;
+  const auto made = GuestMemory::create(8_GiB, 46, on_huge_pages());
+  if (!made.ok()) {
+    CHECK(made.error().kind == base::ErrorKind::kUnsupported);
+    return;  // A kernel without them.
+  }
+  const GuestMemory& memory = made.value();
+  REQUIRE(memory.regions().size() == 2);
+  for (const auto& region : memory.regions()) {
+    CHECK(region.page_size == base::kHugePage);
+    CHECK(region.backing == runtime::Backing::kHugetlb);
+    CHECK(region.mapping.value % base::kHugePage.value == 0);
+  }
+  CHECK(memory.page_of(kHighMemoryStart) == PageIndex{3 * 512});
+
+  struct stat file {};
+
+  REQUIRE(::fstat(memory.regions().front().fd, &file) == 0);
+  CHECK(file.st_blocks == 0);
+}
+
+TEST_CASE("a machine that does not get its huge pages is told how many there are") {
+  const auto made = GuestMemory::create(Bytes{1UL << 44U}, 46, on_huge_pages(true));
+  REQUIRE_FALSE(made.ok());
+  if (made.error().kind == base::ErrorKind::kRefused) {
+    CHECK(made.error().detail.find("8388608 huge pages of 2 MiB are needed") != std::string::npos);
+    CHECK(made.error().detail.find("sysctl vm.nr_hugepages=") != std::string::npos);
+  }
+}
+
 TEST_CASE("memory that is not on a tmpfs is refused by name") {
   for (const char* path : {"/sys", "/proc/self/no/such/folder"}) {
     CAPTURE(path);
-    const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, path);
+    const auto memory = GuestMemory::create(Bytes{1U << 20U}, 46, in_file(path));
     REQUIRE_FALSE(memory.ok());
     CHECK(memory.error().kind == base::ErrorKind::kRefused);
     CHECK(memory.error().detail.find(path) != std::string::npos);

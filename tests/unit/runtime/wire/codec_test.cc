@@ -166,11 +166,22 @@ TEST_CASE("a payload that is not as long as its pages is refused") {
       "a pages frame of 8193 bytes that says it holds 2 pages");
 }
 
-TEST_CASE("a huge page fills a frame of its own") {
+TEST_CASE("a huge page fills a frame of its own, before and after the switch") {
   FrameHeader header = sample_frame("pages").header;
   header.count = 1;
   header.length = kMaxPagesPayload;
   CHECK(decode(header, LaneRole::kBulk, Direction::kToTarget).ok());
+  header.round = kPostcopyRound;
+  CHECK(decode(header, LaneRole::kBulk, Direction::kToTarget).ok());
+  header.count = 2;
+  header.length = 2 * kMaxPagesPayload;
+  CHECK_FALSE(decode(header, LaneRole::kBulk, Direction::kToTarget).ok());
+}
+
+TEST_CASE("a frame has as many pages as its payload and its kind allow") {
+  CHECK(pages_in_frame(base::kSmallPage.value, kMaxPagesPerFrame) == kMaxPagesPerFrame);
+  CHECK(pages_in_frame(base::kSmallPage.value, kMaxPagesPerRequest) == kMaxPagesPerRequest);
+  CHECK(pages_in_frame(base::kHugePage.value, kMaxPagesPerFrame) == 1);
 }
 
 TEST_CASE("an unknown flag is refused, and so is one that belongs to another type") {

@@ -310,8 +310,8 @@ class Desk : private MigrationWatcher, private Quitter {
 
   void on_guest_started() override { seen.emplace_back("started"); }
 
-  void on_source_lost(std::uint64_t missing_pages) override {
-    seen.push_back("source lost " + std::to_string(missing_pages));
+  void on_source_lost(const runtime::MissingMemory& missing) override {
+    seen.push_back("source lost " + std::to_string(missing.pages));
   }
 
   base::Outcome quit(bool force) override {
