@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "vmm/monitor/migration_json.h"
 
 #ifndef TOWLINE_VERSION
