@@ -190,7 +190,9 @@ class Managers(moves.MoveCase):
         for side in (source, target):
             side.set_capabilities(events=True, postcopy_ram=True, postcopy_preempt=True,
                                   return_path=True)
-        source('migrate', uri=self.uri)
+        target('migrate-incoming', uri='tcp:127.0.0.1:0')
+        at = target.migration()['socket-address'][0]
+        source('migrate', uri=f'tcp:127.0.0.1:{at["port"]}')
         waiting.until(lambda: source.migration().get('ram', {}).get('dirty-sync-count', 0) >= 2
                       and source.status() == 'active', 'dirty-sync-count')
         source('migrate-start-postcopy')
@@ -207,6 +209,21 @@ class Managers(moves.MoveCase):
                                                          'completed')],
                          ['setup', 'active', 'postcopy-active', 'completed'])
         self.guest.moved_to(self.target)
+        self.verdict()
+
+    def test_a_target_in_postcopy_takes_its_capabilities_again_and_no_others(self):
+        self.pair()
+        self.stopped_in_postcopy()
+        self.refused(self.target, 'migrate-set-capabilities', 'before incoming starts',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True},
+                                   {'capability': 'postcopy-preempt', 'state': True}])
+        self.refused(self.target, 'migrate-set-capabilities', 'before a guest is received',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True}])
+        self.target.qmp.set_capabilities(events=True, postcopy_ram=False, postcopy_preempt=False)
+        self.refused(self.source, 'migrate-set-capabilities', 'in progress',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True}])
+        self.relay.release()
+        self.source.qmp.wait_status('completed')
         self.verdict()
 
     def test_a_script_with_one_recv_for_each_reply_works(self):
