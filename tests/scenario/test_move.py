@@ -132,6 +132,34 @@ class Moves(moves.MoveCase):
         self.completed()
 
 
+class Limits(moves.MoveCase):
+    """By order: under a limit of a byte a second nothing is pushed before it is lifted."""
+
+    def wait_pushed(self, beyond):
+        waiting.until(lambda: self.relay.bytes_through('bulk', 'target') > beyond, 'pages')
+
+    def test_a_limit_that_is_lifted_and_set_in_postcopy_takes_effect_each_time(self):
+        self.pair(append=moves.STILL)
+        # No pass: the bulk lanes carry nothing but the push.
+        self.slowly_in_postcopy(max_postcopy_bandwidth=1, x_towline_passes=0)
+        self.guest.moved_to(self.target)
+        self.guest.wait_reports(2)
+        still = self.relay.bytes_through('bulk', 'target')
+        # One frame of each lane is on credit, and no second one follows.
+        self.assertLess(still, 4 * moves.MIB)
+        missing = self.target.qmp.migration()['ram']['remaining']
+        self.assertGreater(missing, 24 * moves.MIB)
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=moves.MIB)
+        self.wait_pushed(still)
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=1)
+        self.guest.wait_reports(2)
+        self.assertEqual(self.source.qmp.status(), 'postcopy-active')
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.source.qmp.wait_status('completed')
+        self.target.qmp.wait_status('completed')
+        self.verdict()
+
+
 class Again(moves.MoveCase):
     def test_a_chain_of_three_moves_brings_the_guest_home(self):
         self.pair(relayed=False)
