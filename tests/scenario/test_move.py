@@ -1,12 +1,15 @@
 """Whole moves that go well: the guest itself confirms every page, in its new process."""
 import json
+import signal
 import socket
 import unittest
 
 import moves
 import qmp
+import relay
 import vm
 import waiting
+import wire
 
 
 class Moves(moves.MoveCase):
@@ -296,6 +299,48 @@ class Managers(moves.MoveCase):
         self.assertEqual(summary['status'], 'completed')
         self.guest.moved_to(self.target)
         self.verdict()
+
+    def test_towline_migrate_that_is_interrupted_before_the_switch_cancels(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=number):
+                self.pair()
+                gate = self.relay.on('bulk', 'target', wire.PAGES, relay.Hold())
+                mover = self.mover()
+                gate.wait()
+                self.source.qmp.wait_status('active')
+                mover.signal(number)
+                self.assertEqual(mover.wait(), 3, mover.err.text())
+                self.assertEqual(json.loads(mover.out.text())['status'], 'cancelled')
+                self.assertIn('the guest stays at the source', mover.err.text())
+                self.assertEqual(self.source.qmp.status(), 'cancelled')
+                self.source_runs_on()
+                for machine in (self.source, self.target):
+                    machine.close()
+
+    def test_towline_migrate_that_is_interrupted_in_postcopy_leaves_the_move_alone(self):
+        self.pair()
+        self.relay.on('control', 'target', wire.RUN, relay.Call(
+            lambda: self.relay.hold('urgent', 'target')))
+        gate = self.relay.on('control', 'source', wire.RUNNING, relay.Call(self.starve))
+        mover = self.mover('--switch', 'immediate')
+        gate.wait()
+        for machine in (self.source, self.target):
+            machine.qmp.wait_status('postcopy-active')
+        mover.signal(signal.SIGINT)
+        self.assertEqual(mover.wait(), 4, mover.err.text())
+        summary = json.loads(mover.out.text())
+        self.assertEqual(summary['status'], 'undecided')
+        self.assertIn('goes on without this command', mover.out.text())
+        for machine in (self.source, self.target):
+            self.assertEqual(machine.qmp.status(), 'postcopy-active')
+        self.relay.release()
+        self.completed()
+        self.verdict()
+
+    def mover(self, *options):
+        """`towline migrate`, by way of the relay."""
+        return self.towline('migrate', self.source.qmp_path, self.target.qmp_path, '--via',
+                            self.uri, '--json', *options)
 
     def test_towline_status_and_qmp_answer(self):
         machine = self.run_vm('machine')
