@@ -216,7 +216,10 @@ class Managers(moves.MoveCase):
     """Programs that were written for QEMU."""
 
     def test_the_flow_of_a_qemu_manager_works_unchanged(self):
-        self.pair(relayed=False)
+        self.source = self.run_vm('source', append=moves.with_facts(moves.BUSY))
+        self.guest = moves.Guest(self.source)
+        self.target = self.run_vm('target', incoming='defer')
+        self.guest.wait_for('guest.start')
         source, target = self.source.qmp, self.target.qmp
         for side in (source, target):
             side.set_capabilities(events=True, postcopy_ram=True, postcopy_preempt=True,
