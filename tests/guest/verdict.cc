@@ -31,8 +31,9 @@ std::uint64_t digest_of_image() {
 }
 
 /// What a guest writes beside its pages (tables, stacks, statistics, lines that wait) is read once
-/// by each sweep, so that after one every page that it may ever use is where it runs. Which bucket
-/// of a histogram it touches next depends on how fast the machine is.
+/// by each sweep, so that after one every page that it may ever use is where it runs. How far its
+/// ring of lines has come, and which page of that is written next, depends on how fast the machine
+/// is.
 void touch_own_memory() {
   const auto first = reinterpret_cast<std::uint64_t>(image_first);
   const auto last = reinterpret_cast<std::uint64_t>(image_end);
