@@ -134,7 +134,16 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
   TRY(lane.send(header, wire::encode_hello(hello)));
 
   const auto answer = TRY(expect(lane, FrameType::kHelloReply, target));
-  const auto reply = TRY(wire::decode_hello_reply(answer));
+  const auto decoded = wire::decode_hello_reply(answer);
+  if (!decoded.ok()) {
+    return fail(ErrorKind::kCorrupt, "handshake",
+                fmt::format("'{}' answers otherwise than a target of this version, which speaks "
+                            "wire versions {} to {}: {}; start the same version of Towline at both "
+                            "ends",
+                            target.to_string(), wire::kVersionLow, wire::kVersionHigh,
+                            decoded.error().detail));
+  }
+  const wire::HelloReply& reply = decoded.value();
   TRY(check_reply(reply, hello, identity, target));
   if (reply.wants_proof) {
     header.type = FrameType::kProof;

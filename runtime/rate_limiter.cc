@@ -18,16 +18,28 @@ void RateLimiter::set_rate(std::uint64_t bytes_per_second) {
   changed_.notify_all();
 }
 
+bool RateLimiter::take_now(std::uint64_t bytes) {
+  if (rate_ == 0 || stopped_) {
+    return true;
+  }
+  const base::Instant now = clock_.now();
+  next_ = std::max(next_, now - kMaxCredit);
+  if (next_ > now) {
+    return false;
+  }
+  const double seconds = static_cast<double>(bytes) / static_cast<double>(rate_);
+  next_ += std::chrono::duration_cast<base::Duration>(std::chrono::duration<double>(seconds));
+  return true;
+}
+
+bool RateLimiter::try_take(std::uint64_t bytes) {
+  const base::Lock lock(mutex_);
+  return take_now(bytes);
+}
+
 void RateLimiter::take(std::uint64_t bytes) {
   const base::Lock lock(mutex_);
-  while (rate_ != 0 && !stopped_) {
-    const base::Instant now = base::system_clock().now();
-    next_ = std::max(next_, now - kMaxCredit);
-    if (next_ <= now) {
-      const double seconds = static_cast<double>(bytes) / static_cast<double>(rate_);
-      next_ += std::chrono::duration_cast<base::Duration>(std::chrono::duration<double>(seconds));
-      return;
-    }
+  while (!take_now(bytes)) {
     const base::Instant due = next_;
     // Another taker may be first when it is due, or the rate may change: look again then.
     [[maybe_unused]] const bool early =

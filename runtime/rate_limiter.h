@@ -12,18 +12,26 @@ namespace towline::runtime {
 /// Threads: any.
 class RateLimiter {
  public:
-  /// 0: no limit.
-  explicit RateLimiter(std::uint64_t bytes_per_second) : rate_(bytes_per_second) {}
+  /// 0: no limit. `clock` outlives this.
+  explicit RateLimiter(std::uint64_t bytes_per_second,
+                       const base::Clock& clock = base::system_clock())
+      : clock_(clock), rate_(bytes_per_second) {}
 
   void set_rate(std::uint64_t bytes_per_second);
 
   /// Waits until `bytes` more may be sent. At once after stop().
   void take(std::uint64_t bytes);
 
+  /// take() without waiting. False: it is not time, and nothing was taken.
+  [[nodiscard]] bool try_take(std::uint64_t bytes);
+
   /// Lets everybody through from now on.
   void stop();
 
  private:
+  bool take_now(std::uint64_t bytes) REQUIRES(mutex_);
+
+  const base::Clock& clock_;
   base::Mutex mutex_;
   base::Condition changed_;
   std::uint64_t rate_ GUARDED_BY(mutex_);

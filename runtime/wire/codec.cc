@@ -250,6 +250,11 @@ base::Expected<HelloReply> decode_hello_reply(std::span<const std::byte> payload
   Reader reader(payload.subspan(kMagic.size()));
   HelloReply reply;
   reply.version = reader.number<std::uint16_t>();
+  if (reply.version < kVersionLow || reply.version > kVersionHigh) {
+    // What stands behind it is that version's business.
+    return corrupt(kReplyStep, "wire version {}, where {} to {} were offered", reply.version,
+                   kVersionLow, kVersionHigh);
+  }
   const auto phase = reader.number<std::uint8_t>();
   if (phase > static_cast<std::uint8_t>(TargetPhase::kComplete)) {
     return corrupt(kReplyStep, "target phase {}, where 0 to {} are known", phase,

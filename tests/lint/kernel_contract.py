@@ -8,7 +8,8 @@ root = pathlib.Path(sys.argv[1])
 cases = set()
 for source in (root / 'tests/contract').glob('*_test.cc'):
     # A long sentence is several literals, one after the other.
-    for literals in re.findall(r'TEST_CASE\(((?:\s*"[^"]+")+)\)', source.read_text()):
+    for literals in re.findall(r'TEST_CASE(?:_FIXTURE\(\s*\w+,|\()((?:\s*"[^"]+")+)\)',
+                               source.read_text()):
         cases.add(''.join(re.findall(r'"([^"]+)"', literals)))
 named = set()
 for line in (root / 'docs/kernel-contract.md').read_text().splitlines():

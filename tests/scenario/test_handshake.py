@@ -288,8 +288,12 @@ class Liars(moves.MoveCase):
         self.assertNotIn('\x07', text)
 
     def test_a_target_of_another_version(self):
-        self.lied_to(wire.frame(wire.HELLO_REPLY, reply(version=99)) +
-                     wire.frame(wire.LANE_READY))
+        # It does not hang up: the answer alone has to be enough.
+        said = self.lied_to(wire.frame(wire.HELLO_REPLY, reply(version=99)) +
+                            wire.frame(wire.LANE_READY), hang_up=False)
+        for words in ('speaks wire versions 1 to 1', 'wire version 99, where 1 to 1 were offered',
+                      'the same version of Towline at both ends'):
+            self.assertIn(words, said)
 
     def test_a_target_that_answers_out_of_turn(self):
         for kind in (wire.LANE_READY, wire.RUNNING, wire.COMPLETE, wire.ACCEPT):

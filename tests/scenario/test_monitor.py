@@ -255,6 +255,27 @@ class WhileEveryVcpuWaits(moves.MoveCase):
         self.source.qmp.wait_status('completed')
         self.verdict()
 
+    def test_every_query_is_answered_while_two_vcpus_wait_and_the_source_is_dead(self):
+        self.pair(vcpus=2)
+        self.stopped_in_postcopy()
+        # Of the kernel, because both may wait for one page, which is asked for once.
+        waiting.until(lambda: vm.userfault_waiters(self.target.pid) >= 2, 'both vCPUs to wait')
+        self.source.kill()
+        self.relay.cut()
+        self.target.qmp.wait_status('postcopy-paused')
+        queries = [command['name'] for command in self.target.qmp('query-commands')
+                   if command['name'].startswith('query-')]
+        self.assertIn('query-migrate', queries)
+        for client in (self.target.qmp, self.target.new_client()):
+            for command in [*queries, 'stop', 'cont']:
+                with self.subTest(command=command):
+                    client(command)
+        self.assertEqual(self.target.qmp.run_state(), 'running')
+        said = self.towline('status', self.target.qmp_path)
+        self.assertEqual(said.wait(), 0, said.err.text())
+        # Nothing came meanwhile: they wait for the very same pages.
+        self.assertGreaterEqual(vm.userfault_waiters(self.target.pid), 2)
+
     def outstanding(self):
         return self.target.qmp.migration()['x-towline']['faults']['outstanding']
 

@@ -1,12 +1,15 @@
 """Whole moves that go well: the guest itself confirms every page, in its new process."""
 import json
+import signal
 import socket
 import unittest
 
 import moves
 import qmp
+import relay
 import vm
 import waiting
+import wire
 
 
 class Moves(moves.MoveCase):
@@ -132,6 +135,34 @@ class Moves(moves.MoveCase):
         self.completed()
 
 
+class Limits(moves.MoveCase):
+    """By order: under a limit of a byte a second nothing is pushed before it is lifted."""
+
+    def wait_pushed(self, beyond):
+        waiting.until(lambda: self.relay.bytes_through('bulk', 'target') > beyond, 'pages')
+
+    def test_a_limit_that_is_lifted_and_set_in_postcopy_takes_effect_each_time(self):
+        self.pair(append=moves.STILL)
+        # No pass: the bulk lanes carry nothing but the push.
+        self.slowly_in_postcopy(max_postcopy_bandwidth=1, x_towline_passes=0)
+        self.guest.moved_to(self.target)
+        self.guest.wait_reports(2)
+        still = self.relay.bytes_through('bulk', 'target')
+        # One frame of each lane is on credit, and no second one follows.
+        self.assertLess(still, 4 * moves.MIB)
+        missing = self.target.qmp.migration()['ram']['remaining']
+        self.assertGreater(missing, 24 * moves.MIB)
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=moves.MIB)
+        self.wait_pushed(still)
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=1)
+        self.guest.wait_reports(2)
+        self.assertEqual(self.source.qmp.status(), 'postcopy-active')
+        self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.source.qmp.wait_status('completed')
+        self.target.qmp.wait_status('completed')
+        self.verdict()
+
+
 class Again(moves.MoveCase):
     def test_a_chain_of_three_moves_brings_the_guest_home(self):
         self.pair(relayed=False)
@@ -185,12 +216,17 @@ class Managers(moves.MoveCase):
     """Programs that were written for QEMU."""
 
     def test_the_flow_of_a_qemu_manager_works_unchanged(self):
-        self.pair(relayed=False)
+        self.source = self.run_vm('source', append=moves.with_facts(moves.BUSY))
+        self.guest = moves.Guest(self.source)
+        self.target = self.run_vm('target', incoming='defer')
+        self.guest.wait_for('guest.start')
         source, target = self.source.qmp, self.target.qmp
         for side in (source, target):
             side.set_capabilities(events=True, postcopy_ram=True, postcopy_preempt=True,
                                   return_path=True)
-        source('migrate', uri=self.uri)
+        target('migrate-incoming', uri='tcp:127.0.0.1:0')
+        at = target.migration()['socket-address'][0]
+        source('migrate', uri=f'tcp:127.0.0.1:{at["port"]}')
         waiting.until(lambda: source.migration().get('ram', {}).get('dirty-sync-count', 0) >= 2
                       and source.status() == 'active', 'dirty-sync-count')
         source('migrate-start-postcopy')
@@ -207,6 +243,21 @@ class Managers(moves.MoveCase):
                                                          'completed')],
                          ['setup', 'active', 'postcopy-active', 'completed'])
         self.guest.moved_to(self.target)
+        self.verdict()
+
+    def test_a_target_in_postcopy_takes_its_capabilities_again_and_no_others(self):
+        self.pair()
+        self.stopped_in_postcopy()
+        self.refused(self.target, 'migrate-set-capabilities', 'before incoming starts',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True},
+                                   {'capability': 'postcopy-preempt', 'state': True}])
+        self.refused(self.target, 'migrate-set-capabilities', 'before a guest is received',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True}])
+        self.target.qmp.set_capabilities(events=True, postcopy_ram=False, postcopy_preempt=False)
+        self.refused(self.source, 'migrate-set-capabilities', 'in progress',
+                     capabilities=[{'capability': 'postcopy-ram', 'state': True}])
+        self.relay.release()
+        self.source.qmp.wait_status('completed')
         self.verdict()
 
     def test_a_script_with_one_recv_for_each_reply_works(self):
@@ -251,6 +302,48 @@ class Managers(moves.MoveCase):
         self.assertEqual(summary['status'], 'completed')
         self.guest.moved_to(self.target)
         self.verdict()
+
+    def test_towline_migrate_that_is_interrupted_before_the_switch_cancels(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=number):
+                self.pair()
+                gate = self.relay.on('bulk', 'target', wire.PAGES, relay.Hold())
+                mover = self.mover()
+                gate.wait()
+                self.source.qmp.wait_status('active')
+                mover.signal(number)
+                self.assertEqual(mover.wait(), 3, mover.err.text())
+                self.assertEqual(json.loads(mover.out.text())['status'], 'cancelled')
+                self.assertIn('the guest stays at the source', mover.err.text())
+                self.assertEqual(self.source.qmp.status(), 'cancelled')
+                self.source_runs_on()
+                for machine in (self.source, self.target):
+                    machine.close()
+
+    def test_towline_migrate_that_is_interrupted_in_postcopy_leaves_the_move_alone(self):
+        self.pair()
+        self.relay.on('control', 'target', wire.RUN, relay.Call(
+            lambda: self.relay.hold('urgent', 'target')))
+        gate = self.relay.on('control', 'source', wire.RUNNING, relay.Call(self.starve))
+        mover = self.mover('--switch', 'immediate')
+        gate.wait()
+        for machine in (self.source, self.target):
+            machine.qmp.wait_status('postcopy-active')
+        mover.signal(signal.SIGINT)
+        self.assertEqual(mover.wait(), 4, mover.err.text())
+        summary = json.loads(mover.out.text())
+        self.assertEqual(summary['status'], 'undecided')
+        self.assertIn('goes on without this command', mover.out.text())
+        for machine in (self.source, self.target):
+            self.assertEqual(machine.qmp.status(), 'postcopy-active')
+        self.relay.release()
+        self.completed()
+        self.verdict()
+
+    def mover(self, *options):
+        """`towline migrate`, by way of the relay."""
+        return self.towline('migrate', self.source.qmp_path, self.target.qmp_path, '--via',
+                            self.uri, '--json', *options)
 
     def test_towline_status_and_qmp_answer(self):
         machine = self.run_vm('machine')

@@ -54,15 +54,25 @@ class BeforeTheOrder(moves.MoveCase):
         self.target_killed_in('sync')
 
     def source_killed_in(self, phase):
-        """The target cleans up, never runs, and says why; a new source finds it ready."""
+        """The target cleans up, gives back its half of the memory, never runs, and says why."""
         self.pair()
-        getattr(self, self.STOPS[phase])()
+        before = vm.guest_bytes(self.target.pid)
+        if phase == 'pass':
+            gate = self.relay.on('bulk', 'target', wire.PAGES, relay.Hold(), nth=40)
+            self.begin()
+            gate.wait()
+        else:
+            getattr(self, self.STOPS[phase])()
+        waiting.until(lambda: vm.guest_bytes(self.target.pid) >= before + moves.MIB,
+                      'a part of the guest at the target')
         self.source.kill()
         self.relay.cut()
         self.relay.release()
         answer = self.target.qmp.wait_status_of_failure()
         self.assertTrue(answer.get('error-desc'))
         self.assertNotEqual(self.target.qmp.run_state(), 'running')
+        waiting.until(lambda: vm.guest_bytes(self.target.pid) <= before,
+                      'the target to give back the memory of its half')
 
     def test_a_source_that_dies_in_the_pass(self):
         self.source_killed_in('pass')

@@ -334,7 +334,7 @@ class ADaemon(PageServerCase):
         # Between two of its system calls, as a source above; the record is the rescue's by then.
         self.parked()
         _, link = self.rescue('other', 'control', 'target', wire.STATE)
-        ledger = Server(self.daemon.pid, None).ledger()
+        ledger = page_servers.Server(self.daemon.pid, None).ledger()
         self.daemon.freeze()
         with open(ledger, 'r+b', buffering=0) as words:
             words.seek(8)

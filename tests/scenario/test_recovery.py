@@ -1,4 +1,7 @@
 """A link that is lost after the order is tied again, by itself or by hand, and nothing is lost."""
+import os
+import pathlib
+import re
 import socket
 import unittest
 
@@ -460,6 +463,20 @@ class WhatIsSeen(RecoveryCase):
                     machine.close()
 
 
+def listening_ports(pid):
+    """TCP ports at which a process listens on the IPv4 loopback."""
+    inodes = set()
+    for name in os.listdir(f'/proc/{pid}/fd'):
+        try:
+            inodes |= set(re.findall(r'^socket:\[(\d+)\]$', os.readlink(f'/proc/{pid}/fd/{name}')))
+        except FileNotFoundError:
+            pass
+    rows = [line.split() for line in
+            pathlib.Path(f'/proc/{pid}/net/tcp').read_text().splitlines()[1:]]
+    return [int(row[1].rpartition(':')[2], 16) for row in rows
+            if row[3] == '0A' and row[9] in inodes]
+
+
 class Strangers(RecoveryCase):
     """Whoever knocks while a move is paused changes nothing."""
 
@@ -486,6 +503,50 @@ class Strangers(RecoveryCase):
                     end.sendall(bytes(range(256)) * 4)
                 except OSError:
                     pass
+        self.go_on()
+
+    def knock(self, number, port):
+        """One connection of one of four kinds. It stays open."""
+        hello = self.relay.recorded('control')[:wire.HEADER_BYTES + wire.HELLO_BYTES]
+        later = bytearray(hello[wire.HEADER_BYTES:])
+        later[40:48] = ((1 << 40) + number).to_bytes(8, 'little')  # The epoch.
+        kinds = {
+            'garbage': bytes(range(256)) * 4,
+            'silence': b'T' * (number // 4 % 2),
+            'a replayed greeting': hello,
+            'a wrong secret': wire.frame(wire.HELLO, bytes(later)) +
+                              wire.frame(wire.PROOF, bytes(32)),
+        }
+        end = socket.create_connection(('127.0.0.1', port), waiting.LIMIT_S)
+        try:
+            end.sendall(list(kinds.values())[number % 4])
+        except OSError:
+            pass  # Sent away already.
+        return end
+
+    def test_thousands_on_both_ports_stay_bounded_and_the_move_goes_on_at_either(self):
+        self.paused()
+        first = self.relay.target[1]
+        self.target.qmp('migrate-recover', uri='tcp:127.0.0.1:0')
+        ports = listening_ports(self.target.pid)
+        self.assertEqual(len(ports), 2)
+        self.assertIn(first, ports)
+        files, memory = vm.open_files(self.target.pid), vm.own_bytes(self.target.pid)
+        threads = vm.threads(self.target.pid)
+        kept = []
+        for number in range(2000):
+            kept.append(self.knock(number, ports[number // 4 % 2]))
+            if len(kept) > 400:
+                kept.pop(0).close()
+        self.assertLess(vm.open_files(self.target.pid) - files, 200)
+        self.assertLess(vm.own_bytes(self.target.pid) - memory, 32 * moves.MIB)
+        self.assertLessEqual(vm.threads(self.target.pid), threads)
+        self.assertEqual(self.source.qmp.status(), 'postcopy-paused')
+        self.assertEqual(self.target.qmp.run_state(), 'running')
+        for end in kept:
+            end.close()
+        ports.remove(first)
+        self.relay.target = ('127.0.0.1', ports.pop())
         self.go_on()
 
     def test_a_replayed_greeting_of_an_old_epoch(self):

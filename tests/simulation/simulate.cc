@@ -1,13 +1,14 @@
 // Runs the simulator from the command line, for long hunts and for looking at one seed.
 //
-//   simulate [--runs N] [--seed FIRST] [--trouble NAME] [--plant NAME] [--stop] [--trace]
+//   simulate [--runs N] [--seed FIRST] [--trouble NAME] [--plant NAME] [--every-rule] [--stop]
+//            [--trace]
 #include <unistd.h>
 
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <optional>
 #include <string_view>
 
@@ -22,57 +23,85 @@ struct Arguments {
   std::uint64_t seed = 1;
   std::optional<Trouble> trouble;
   Plant plant = Plant::kNone;
-  bool stop = false;  // At the first that fails.
+  bool every_rule = false;  // A rule that is never taken is a failure.
+  bool stop = false;        // At the first that fails.
   bool trace = false;
 };
 
-std::optional<Trouble> trouble_named(std::string_view name) {
-  for (int i = 0; i < kTroubles; ++i) {
-    if (to_string(static_cast<Trouble>(i)) == name) {
-      return static_cast<Trouble>(i);
+/// The one of `count` names that `name` is. None: says so on standard error, and which there are.
+template <typename Kind>
+std::optional<Kind> named(const char* option, std::string_view name, int count) {
+  for (int i = 0; i < count; ++i) {
+    if (to_string(static_cast<Kind>(i)) == name) {
+      return static_cast<Kind>(i);
     }
   }
+  (void)std::fprintf(stderr, "simulate: %s '%.*s' is not known; there are:", option,
+                     static_cast<int>(name.size()), name.data());
+  for (int i = 0; i < count; ++i) {
+    (void)std::fprintf(stderr, " %s", to_string(static_cast<Kind>(i)).data());
+  }
+  (void)std::fprintf(stderr, "\n");
   return std::nullopt;
 }
 
-Plant plant_named(std::string_view name) {
-  for (int i = 0; i < kPlants; ++i) {
-    if (to_string(static_cast<Plant>(i)) == name) {
-      return static_cast<Plant>(i);
-    }
+bool read_number(const char* option, std::string_view text, std::uint64_t& into) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), into);
+  if (error == std::errc() && end == text.data() + text.size()) {
+    return true;
   }
-  return Plant::kNone;
+  (void)std::fprintf(stderr, "simulate: %s '%.*s' is not a number\n", option,
+                     static_cast<int>(text.size()), text.data());
+  return false;
+}
+
+/// One option with its value. False: what is wrong was said.
+bool set(Arguments& arguments, std::string_view name, const char* value) {
+  if (name == "--runs") {
+    return read_number("--runs", value, arguments.runs);
+  }
+  if (name == "--seed") {
+    return read_number("--seed", value, arguments.seed);
+  }
+  if (name == "--trouble") {
+    arguments.trouble = named<Trouble>("--trouble", value, kTroubles);
+    return arguments.trouble.has_value();
+  }
+  if (name == "--plant") {
+    const auto plant = named<Plant>("--plant", value, kPlants);
+    arguments.plant = plant.value_or(Plant::kNone);
+    return plant.has_value();
+  }
+  (void)std::fprintf(stderr, "simulate: there is no option '%s'\n", name.data());
+  return false;
 }
 
 std::optional<Arguments> parse(int argc, char** argv) {
   Arguments arguments;
   for (int i = 1; i < argc; ++i) {
     const std::string_view name = argv[i];
-    if (name == "--trace" || name == "--stop") {
-      (name == "--trace" ? arguments.trace : arguments.stop) = true;
-      continue;
-    }
-    if (i + 1 == argc) {
+    if (name == "--trace") {
+      arguments.trace = true;
+    } else if (name == "--stop") {
+      arguments.stop = true;
+    } else if (name == "--every-rule") {
+      arguments.every_rule = true;
+    } else if (i + 1 == argc) {
+      (void)std::fprintf(stderr, "simulate: '%s' is not known, or has no value\n", argv[i]);
       return std::nullopt;
-    }
-    const char* value = argv[++i];
-    if (name == "--runs") {
-      arguments.runs = std::strtoull(value, nullptr, 10);
-    } else if (name == "--seed") {
-      arguments.seed = std::strtoull(value, nullptr, 10);
-    } else if (name == "--trouble") {
-      arguments.trouble = trouble_named(value);
-    } else if (name == "--plant") {
-      arguments.plant = plant_named(value);
-    } else {
+    } else if (!set(arguments, name, argv[++i])) {
       return std::nullopt;
     }
   }
+  // One trouble cannot lead everywhere, and a planted mistake may bar the way.
+  arguments.every_rule |= !arguments.trouble.has_value() && arguments.plant == Plant::kNone &&
+                          arguments.runs >= kRunsForEveryRule;
   return arguments;
 }
 
+/// How many were never taken.
 template <typename Rules, typename Taken>
-void print_rules(const char* table, const Rules& rules, const Taken& taken) {
+std::size_t print_rules(const char* table, const Rules& rules, const Taken& taken) {
   std::size_t count = 0;
   for (const auto& rule : rules) {
     const bool was_taken = taken.contains({rule.from, rule.on});
@@ -83,15 +112,18 @@ void print_rules(const char* table, const Rules& rules, const Taken& taken) {
     }
   }
   std::printf("rules taken: %s %zu of %zu\n", table, count, rules.size());
+  return rules.size() - count;
 }
 
-void print_coverage(const Coverage& coverage) {
-  print_rules("source", towline::runtime::kSourceRules, coverage.source);
-  print_rules("target", towline::runtime::kTargetRules, coverage.target);
-  print_rules("gate", towline::runtime::kOwnershipRules, coverage.gates);
+std::size_t print_coverage(const Coverage& coverage) {
+  const std::size_t never =
+      print_rules("source", towline::runtime::kSourceRules, coverage.source) +
+      print_rules("target", towline::runtime::kTargetRules, coverage.target) +
+      print_rules("gate", towline::runtime::kOwnershipRules, coverage.gates);
   for (const auto& [event, times] : coverage.events) {
     std::printf("  %8llu  %s\n", static_cast<unsigned long long>(times), event.c_str());
   }
+  return never;
 }
 
 // ---- what is running just now -------------------------------------------------------------------
@@ -144,10 +176,14 @@ int main(int argc, char** argv) {
   if (!arguments.has_value()) {
     (void)std::fprintf(stderr,
                        "usage: simulate [--runs N] [--seed FIRST] [--trouble NAME] [--plant NAME] "
-                       "[--stop] [--trace]\n");
+                       "[--every-rule] [--stop] [--trace]\n");
     return 2;
   }
   (void)std::signal(SIGABRT, say_seed);
+  if (arguments->every_rule) {
+    std::printf("every rule is wanted\n");
+    (void)std::fflush(stdout);
+  }
   Coverage coverage;
   Progress progress(arguments->runs);
   std::uint64_t failed = 0;
@@ -168,9 +204,13 @@ int main(int argc, char** argv) {
     }
     progress.show(done, failed);
   }
-  print_coverage(coverage);
+  const std::size_t never = print_coverage(coverage);
+  const bool missed = arguments->every_rule && never > 0;
+  if (missed) {
+    std::printf("every rule was wanted, and %zu were never taken\n", never);
+  }
   std::printf("%llu runs in %.0f s, %llu steps, %llu failed\n",
               static_cast<unsigned long long>(done), progress.elapsed(),
               static_cast<unsigned long long>(steps), static_cast<unsigned long long>(failed));
-  return failed == 0 ? 0 : 1;
+  return failed == 0 && !missed ? 0 : 1;
 }

@@ -34,7 +34,7 @@ class Attempt:
         self.move, self.plan, self.policy = move, move.plan, policy
         self.source, self.target = move.source, target
         self.link = chaos_faults.Link(address, self.plan.second_address)
-        self.link.narrow(self.plan.delay_s, self.plan.rate)
+        self.link.narrow(self.plan.delay_s, self.plan.rate, self.plan.loss)
         self.asking = {machine: machine.new_client() for machine in (self.source, target)}
         self.owner = chaos_faults.OneOwner(self.source.new_client(), target.new_client())
         self.owner.start()

@@ -52,9 +52,10 @@ class Link:
             one.refuse(False)
             one.release()
 
-    def narrow(self, delay_s, rate):
+    def narrow(self, delay_s, rate, loss):
         for one in self.relays:
             one.delay(delay_s)
+            one.lose(loss)
             if rate:
                 one.limit(rate)
 

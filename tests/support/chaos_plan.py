@@ -91,6 +91,7 @@ class Plan:
     second_address: bool
     delay_s: float
     rate: int              # Bytes a second through the relay; 0: as fast as it can.
+    loss: float            # The share of packets that is lost, of each direction.
 
     @property
     def name(self):
@@ -109,6 +110,7 @@ class Plan:
         words = ['two-addresses'] if self.second_address else []
         words += [f'delay={self.delay_s * 1000:.1f}ms'] if self.delay_s else []
         words += [f'rate={self.rate >> 20}MiB/s'] if self.rate else []
+        words += [f'loss={self.loss * 100:.2f}%'] if self.loss else []
         return words
 
 
@@ -238,7 +240,10 @@ def draw(seed, count, span=20):
                 policy=dice.choice(('immediate', 'immediate', 'manual', 'after-pass')),
                 hurried=dice.random() < 0.2, second_address=dice.random() < 0.3,
                 delay_s=dice.uniform(0.0005, 0.004) if dice.random() < 0.2 else 0.0,
-                rate=dice.randint(40, 200) << 20 if dice.random() < 0.2 else 0)
+                rate=dice.randint(40, 200) << 20 if dice.random() < 0.2 else 0,
+                # A packet here has up to 64 KiB. Where every hundredth is lost, one in some ten
+                # thousand is lost twice, which takes longer than the patience.
+                loss=dice.uniform(0.0005, 0.01) if dice.random() < 0.2 else 0.0)
 
 
 class Planner:

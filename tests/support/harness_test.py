@@ -5,6 +5,7 @@ import json
 import pathlib
 import signal
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -257,6 +258,32 @@ class RelayRules(unittest.TestCase):
         self.assertGreaterEqual(time.monotonic() - began, 0.05)
         self.assertEqual(self.sink.data[self.HELLO:], 400 * sent)
 
+    def test_what_a_lossy_network_drops_is_sent_again_and_arrives_as_it_was(self):
+        peer = self.dial()
+        self.relay.lose(0.1)
+        sent = b''
+        while not retransmitted(peer.socket):  # Something was lost.
+            piece = wire.frame(wire.STATE, bytes(range(256)) * 4)
+            peer.send(piece)
+            sent += piece
+        self.assertTrue(self.sink.wait_bytes(self.HELLO + len(sent)))
+        self.assertEqual(self.sink.data[self.HELLO:], sent)
+
+    def test_a_dead_network_is_no_more_than_lossy_when_it_lives_again(self):
+        peer = self.dial()
+        self.assertTrue(self.sink.wait_bytes(self.HELLO))
+        self.relay.lose(0.05)
+        self.relay.drop()
+        piece = wire.frame(wire.STATE, bytes(1000))
+        peer.send(piece)
+        waiting.until(lambda: retransmitted(peer.socket), 'a packet to be lost')
+        self.assertEqual(len(self.sink.data), self.HELLO)
+        self.relay.undrop()
+        self.assertTrue(self.sink.wait_bytes(self.HELLO + len(piece)))
+        before = retransmitted(peer.socket)
+        while retransmitted(peer.socket) == before:
+            peer.send(piece)
+
     def test_an_orderly_end_waits_for_what_is_on_its_way(self):
         self.relay.delay(0.05)
         peer = self.dial()
@@ -297,6 +324,11 @@ class RelayRules(unittest.TestCase):
         relay.reset(peer.socket)
         self.assertTrue(self.sink.ended.wait(20))
         self.assertEqual(self.sink.how, 'rst')
+
+
+def retransmitted(end):
+    """Packets that the kernel sent again on a socket: tcpi_total_retrans of linux/tcp.h."""
+    return struct.unpack_from('=I', end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 100)[0]
 
 
 class FakeMonitor(threading.Thread):

@@ -115,6 +115,7 @@ class Relay:
         self._paces = {}    # direction -> Pace of all lanes together
         self._refusing = False
         self._deaf_to = set()  # Directions whose packets are dropped.
+        self._loss = 0.0       # The share of them that is dropped of every other.
         self.delay_s = 0
         self.features = ANY  # Otherwise no others are left in a hello: both ends take the other
                              # for an older one.
@@ -168,12 +169,19 @@ class Relay:
             self._deaf_to.clear()
             self._set_filters()
 
+    def lose(self, share):
+        """A lossy network: of all packets that come here, acknowledgements and those that open a
+        connection among them, this share is dropped, at random. The peers' kernels send it again."""
+        with self.lock:
+            self._loss = share
+            self._set_filters()
+
     def deafen(self, lane):
         """As drop(), of the connections of one lane that are there: what comes later gets through."""
         with self.lock:
             for connection in self.connections:
                 if connection.open and lane_fits(lane, connection.lane):
-                    connection.set_deaf({'target', 'source'})
+                    connection.set_filters({'target', 'source'}, self._loss)
 
     def delay(self, seconds):
         """Each way takes this long. It makes nothing narrower: what is under way waits together."""
@@ -241,9 +249,9 @@ class Relay:
 
     def _set_filters(self):
         """Called with the lock."""
-        set_deaf(self._listener, 'target' in self._deaf_to)
+        set_filter(self._listener, 1.0 if 'target' in self._deaf_to else self._loss)
         for connection in self.connections:
-            connection.set_deaf(self._deaf_to)
+            connection.set_filters(self._deaf_to, self._loss)
 
     def _accept(self):
         while True:
@@ -264,7 +272,7 @@ class Relay:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 connection = Connection(self, near, far)
-                connection.set_deaf(self._deaf_to)
+                connection.set_filters(self._deaf_to, self._loss)
                 self.connections.append(connection)
             connection.start()
 
@@ -317,9 +325,9 @@ class Connection:
             else:
                 pipe.gate.set()
 
-    def set_deaf(self, directions):
+    def set_filters(self, deaf_to, loss):
         for pipe in self.pipes:
-            set_deaf(pipe.reader, pipe.direction in directions)
+            set_filter(pipe.reader, 1.0 if pipe.direction in deaf_to else loss)
 
     def end(self, how):
         self.open = False
@@ -338,16 +346,32 @@ class Connection:
                 pass
 
 
-# A filter program of one instruction, `return 0`: the kernel drops every packet for this socket
-# before it looks at it, so that it is not acknowledged either.
-DROP_ALL = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0))
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+# Classic BPF, as linux/filter.h has it. 0xfffff038 is SKF_AD_OFF + SKF_AD_RANDOM: no byte of the
+# packet, but a random number.
+LOAD_RANDOM = (0x20, 0, 0, 0xfffff038)
+TAKE, DROP = (0x06, 0, 0, 0xffffffff), (0x06, 0, 0, 0)
 
 
-def set_deaf(end, yes):
+def drop_at_least(threshold):
+    """Skips one instruction if the number is smaller."""
+    return (0x35, 0, 1, threshold)
+
+
+def filter_program(share):
+    """Drops this share of the packets. The kernel asks it before it looks at a packet, so that what
+    is dropped is not acknowledged either."""
+    if share >= 1:
+        return [DROP]
+    return [LOAD_RANDOM, drop_at_least(int((1 - share) * 0x100000000)), DROP, TAKE]
+
+
+def set_filter(end, share):
     try:
-        if yes:
-            program = struct.pack('@HP', 1, ctypes.addressof(DROP_ALL))
+        if share > 0:
+            words = b''.join(struct.pack('=HBBI', *word) for word in filter_program(share))
+            kept = ctypes.create_string_buffer(words, len(words))
+            program = struct.pack('@HP', len(words) // 8, ctypes.addressof(kept))
             end.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
         else:
             end.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)

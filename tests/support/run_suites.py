@@ -341,7 +341,8 @@ def parse_arguments():
     parser.add_argument('--quick', action='store_true',
                         help='the inner loop: unit, contract, lint without clang-tidy')
     parser.add_argument('--sanitize', choices=sorted(SANITIZERS),
-                        help='unit, contract and simulation under ASan and UBSan, or under TSan')
+                        help=f'{", ".join(SANITIZED_SUITES)} under ASan and UBSan (address), or '
+                             'under TSan (thread); --suite chooses among them')
     parser.add_argument('--suite', action='append', choices=ALL_SUITES, metavar='NAME',
                         help=f'only this suite ({", ".join(ALL_SUITES)}); may be repeated')
     parser.add_argument('--only', metavar='TEXT', help='only the cases whose name contains TEXT')

@@ -150,6 +150,23 @@ def open_files(pid):
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
+def threads(pid):
+    return len(os.listdir(f'/proc/{pid}/task'))
+
+
+def userfault_waiters(pid):
+    """Threads that wait for a page, of all userfaultfds of the process, as its kernel counts them."""
+    total = 0
+    for name in os.listdir(f'/proc/{pid}/fd'):
+        try:
+            if os.readlink(f'/proc/{pid}/fd/{name}') == 'anon_inode:[userfaultfd]':
+                info = pathlib.Path(f'/proc/{pid}/fdinfo/{name}').read_text()
+                total = max(total, int(re.search(r'^total:\s+(\d+)$', info, re.M)[1]))
+        except FileNotFoundError:
+            pass
+    return total
+
+
 def guest_bytes(pid):
     """Memory that the process holds in memory files, mapped or not."""
     total = 0

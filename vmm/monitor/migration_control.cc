@@ -103,7 +103,18 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
   if (!is_over(outgoing_status())) {
     return refuse("There's a migration process in progress");
   }
-  settings_ = TRY(with_capabilities(settings_, list));
+  const MigrationSettings changed = TRY(with_capabilities(settings_, list));
+  // Managers write the same values again and again: only a change is refused.
+  if (const MigrationStatus status = incoming_status(); !is_over(status)) {
+    if (changed.postcopy_preempt != settings_.postcopy_preempt) {
+      return refuse("Postcopy preempt must be set before incoming starts");
+    }
+    // With QEMU's `-incoming tcp:…` it listens before anybody can set this: so that is no beginning.
+    if (changed.postcopy_ram != settings_.postcopy_ram && status != MigrationStatus::kSetup) {
+      return refuse("Postcopy-ram must be set before a guest is received");
+    }
+  }
+  settings_ = changed;
   return base::Done{};
 }
 
@@ -328,6 +339,10 @@ base::Outcome MigrationControl::may_listen(const runtime::Uri& at) const {
 
 MigrationStatus MigrationControl::outgoing_status() const {
   return outgoing_ == nullptr ? MigrationStatus::kNone : outgoing_->report().status;
+}
+
+MigrationStatus MigrationControl::incoming_status() const {
+  return incoming_ == nullptr ? MigrationStatus::kNone : incoming_->report().status;
 }
 
 std::optional<RoleReport> MigrationControl::report() const {

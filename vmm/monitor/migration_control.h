@@ -125,6 +125,7 @@ class MigrationControl {
   class Observer;
 
   [[nodiscard]] runtime::MigrationStatus outgoing_status() const;
+  [[nodiscard]] runtime::MigrationStatus incoming_status() const;
   [[nodiscard]] base::Outcome may_migrate() const;
   [[nodiscard]] base::Outcome may_listen(const runtime::Uri& at) const;
   [[nodiscard]] base::Expected<runtime::MigrationOptions> options() const;

@@ -278,6 +278,17 @@ TEST_CASE("a lane role, a lane number and a target phase out of range are refuse
   check_corrupt(decode_hello_reply(reply), "target phase 5, where 0 to 4 are known");
 }
 
+TEST_CASE("a reply in a version that was not offered is refused, whatever else it says") {
+  for (const unsigned version : {0U, kVersionHigh + 1U, 99U, 0xffffU}) {
+    auto reply = reply_bytes();
+    reply[8] = static_cast<std::byte>(version & 0xff);
+    reply[9] = static_cast<std::byte>(version >> 8);
+    reply[10] = std::byte{77};  // A phase that this version does not have.
+    check_corrupt(decode_hello_reply(reply),
+                  "wire version " + std::to_string(version) + ", where 1 to 1 were offered");
+  }
+}
+
 TEST_CASE("a hello says which attempt at its lane it is, behind what earlier ones said") {
   Hello first = tests::sample_hello();
   Hello again = first;

@@ -238,6 +238,53 @@ TEST_CASE("a second migrate is refused while one runs, in every status of it") {
   }
 }
 
+TEST_CASE("what decides over an arrival is set before it, and set again at any time") {
+  constexpr const char* kBoth =
+      R"({"capabilities": [{"capability": "postcopy-ram", "state": true},
+                           {"capability": "postcopy-preempt", "state": true},
+                           {"capability": "events", "state": true}]})";
+  constexpr const char* kNoPreempt =
+      R"({"capabilities": [{"capability": "postcopy-preempt", "state": false}]})";
+  constexpr const char* kNeither =
+      R"({"capabilities": [{"capability": "postcopy-preempt", "state": false},
+                           {"capability": "postcopy-ram", "state": false}]})";
+  constexpr const char* kNoEvents =
+      R"({"capabilities": [{"capability": "events", "state": false}]})";
+  Desk desk(MigrationConfig{.incoming = true, .secret = {}, .allow_unprotected = false});
+  desk.good("migrate-set-capabilities", kBoth);
+  desk.good("migrate-incoming", R"({"uri": "tcp:127.0.0.1:0"})");
+  for (const auto status :
+       {MigrationStatus::kSetup, MigrationStatus::kActive, MigrationStatus::kPostcopyDevice,
+        MigrationStatus::kPostcopyActive, MigrationStatus::kPostcopyPaused,
+        MigrationStatus::kPostcopyRecover}) {
+    desk.factory.incoming->report.status = status;
+    CHECK(desk.bad("migrate-set-capabilities", kNoPreempt) ==
+          "Postcopy preempt must be set before incoming starts");
+    CHECK(has(desk.bad("migrate-set-capabilities", kNeither), "must be set before"));
+    desk.good("migrate-set-capabilities", kNoEvents);
+    desk.good("migrate-set-capabilities", kBoth);
+  }
+  for (const auto end : {MigrationStatus::kCompleted, MigrationStatus::kFailed}) {
+    desk.factory.incoming->report.status = end;
+    desk.good("migrate-set-capabilities", kNeither);
+    desk.good("migrate-set-capabilities", kBoth);
+  }
+}
+
+TEST_CASE("a target that listens since it started can still be told of postcopy-ram") {
+  Desk desk(MigrationConfig{.incoming = true, .secret = {}, .allow_unprotected = false});
+  desk.good("migrate-incoming", R"({"uri": "tcp:127.0.0.1:0"})");
+  desk.good("migrate-set-capabilities", kPostcopy);
+  constexpr const char* kOff =
+      R"({"capabilities": [{"capability": "postcopy-ram", "state": false}]})";
+  for (const auto status : {MigrationStatus::kActive, MigrationStatus::kPostcopyActive}) {
+    desk.factory.incoming->report.status = status;
+    CHECK(desk.bad("migrate-set-capabilities", kOff) ==
+          "Postcopy-ram must be set before a guest is received");
+    desk.good("migrate-set-capabilities", kPostcopy);
+  }
+}
+
 TEST_CASE("after a failure or a cancel the guest can be migrated again") {
   for (const auto end : {MigrationStatus::kFailed, MigrationStatus::kCancelled}) {
     Desk desk;
