@@ -112,8 +112,8 @@ class Watched {
   [[nodiscard]] Pages changed_since(const std::vector<std::uint8_t>& before) const {
     Pages found;
     for (std::size_t page = 0; page < kPages; ++page) {
-      if (std::memcmp(bytes() + page * kPageBytes, before.data() + page * kPageBytes,
-                      kPageBytes) != 0) {
+      if (std::memcmp(bytes() + page * kPageBytes, before.data() + page * kPageBytes, kPageBytes) !=
+          0) {
         found.insert(page);
       }
     }
@@ -123,7 +123,7 @@ class Watched {
  private:
   [[nodiscard]] std::uint8_t* bytes() const { return static_cast<std::uint8_t*>(memory_); }
 
-  void* memory_ = ::mmap(nullptr, kPages * kPageBytes, PROT_READ | PROT_WRITE,
+  void* memory_ = ::mmap(nullptr, kPages* kPageBytes, PROT_READ | PROT_WRITE,
                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   Kvm kvm_ = good(Kvm::open());
   KvmVm vm_ = good(kvm_.create_vm());
@@ -140,7 +140,8 @@ TEST_CASE("KVM writes a vCPU's clock and steal time itself, and the log names bo
   watched.run();
   CHECK(watched.changed_since(before) == kOwnPages);
   CHECK(watched.dirty() == kOwnPages);
-  // A log that is read here does not have what the next ioctl writes; one that is read after it does.
+  // A log that is read here does not have what the next ioctl writes; one that is read after it
+  // does.
   const auto between = watched.content();
   CHECK(watched.dirty().empty());
   watched.run();

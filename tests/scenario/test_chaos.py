@@ -159,6 +159,12 @@ class Plans(unittest.TestCase):
         self.assertEqual(chaos_plan.draw(77, 9), chaos_plan.draw(77, 9))
         self.assertNotEqual(chaos_plan.draw(77, 9), chaos_plan.draw(78, 9))
 
+    def test_each_background_is_that_of_some_moves_and_not_of_most(self):
+        words = [' '.join(chaos_plan.draw(seed, 3).background()) for seed in range(400)]
+        for background in ('two-addresses', 'delay=', 'rate=', 'loss='):
+            count = sum(background in said for said in words)
+            self.assertTrue(20 < count < 200, f'{background}: {count} of 400')
+
     def test_every_cell_is_met_when_every_fault_is(self):
         planner = chaos_plan.Planner(1, (1, 10), 40)
         for _ in range(60):

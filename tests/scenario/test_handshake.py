@@ -385,6 +385,17 @@ class BadLinks(moves.MoveCase):
         self.completed()
         self.verdict()
 
+    def test_a_link_that_loses_packets_only_takes_longer(self):
+        # What is lost twice takes TCP longer than a short patience, which is another test's matter.
+        patience = {'x_towline_patience_ms': 60_000, 'x_towline_frozen_patience_ms': 60_000}
+        self.pair(append='working-set=8M untouched=2M rate=50000 report-ms=100',
+                  target_options={'parameters': patience})
+        self.relay.lose(0.02)
+        self.begin(x_towline_switch='after-pass', **patience)
+        self.completed()
+        self.assertEqual(self.source.qmp.migration()['x-towline']['recoveries'], 0)
+        self.verdict()
+
 
 def add_cases():
     """A case for each harm at each step."""

@@ -62,8 +62,14 @@ class SourceLoss(moves.MoveCase):
         self.assertLessEqual(loss['poisoned-pages'], missing)
         self.assertGreater(loss['poisoned-pages'], 0)
         self.assertIn(f"{loss['poisoned-pages']} pages", answer['error-desc'])
-        # Every page that the guest uses is as it was, and it goes on.
+        # Every page that the guest uses is as it was, and it goes on, also where it had not yet come
+        # to: its ring of lines has 64 KiB.
         self.assertEqual(self.target.qmp.run_state(), 'running')
+        said = len(self.target.serial.raw())
+        while len(self.target.serial.raw()) - said < 4 * 4096:
+            at = self.target.serial.count()
+            self.guest.tell('H')
+            self.guest.wait_for('guest.latency-end', at)
         since = self.guest.wait_reports(1)
         self.guest.sweep()
         self.guest.wait_reports(2)

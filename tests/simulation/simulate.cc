@@ -116,10 +116,9 @@ std::size_t print_rules(const char* table, const Rules& rules, const Taken& take
 }
 
 std::size_t print_coverage(const Coverage& coverage) {
-  const std::size_t never =
-      print_rules("source", towline::runtime::kSourceRules, coverage.source) +
-      print_rules("target", towline::runtime::kTargetRules, coverage.target) +
-      print_rules("gate", towline::runtime::kOwnershipRules, coverage.gates);
+  const std::size_t never = print_rules("source", towline::runtime::kSourceRules, coverage.source) +
+                            print_rules("target", towline::runtime::kTargetRules, coverage.target) +
+                            print_rules("gate", towline::runtime::kOwnershipRules, coverage.gates);
   for (const auto& [event, times] : coverage.events) {
     std::printf("  %8llu  %s\n", static_cast<unsigned long long>(times), event.c_str());
   }

@@ -109,7 +109,8 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
     if (changed.postcopy_preempt != settings_.postcopy_preempt) {
       return refuse("Postcopy preempt must be set before incoming starts");
     }
-    // With QEMU's `-incoming tcp:…` it listens before anybody can set this: so that is no beginning.
+    // With QEMU's `-incoming tcp:…` it listens before anybody can set this: so that is no
+    // beginning.
     if (changed.postcopy_ram != settings_.postcopy_ram && status != MigrationStatus::kSetup) {
       return refuse("Postcopy-ram must be set before a guest is received");
     }

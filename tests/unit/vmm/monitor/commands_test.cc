@@ -253,10 +253,9 @@ TEST_CASE("what decides over an arrival is set before it, and set again at any t
   Desk desk(MigrationConfig{.incoming = true, .secret = {}, .allow_unprotected = false});
   desk.good("migrate-set-capabilities", kBoth);
   desk.good("migrate-incoming", R"({"uri": "tcp:127.0.0.1:0"})");
-  for (const auto status :
-       {MigrationStatus::kSetup, MigrationStatus::kActive, MigrationStatus::kPostcopyDevice,
-        MigrationStatus::kPostcopyActive, MigrationStatus::kPostcopyPaused,
-        MigrationStatus::kPostcopyRecover}) {
+  for (const auto status : {MigrationStatus::kSetup, MigrationStatus::kActive,
+                            MigrationStatus::kPostcopyDevice, MigrationStatus::kPostcopyActive,
+                            MigrationStatus::kPostcopyPaused, MigrationStatus::kPostcopyRecover}) {
     desk.factory.incoming->report.status = status;
     CHECK(desk.bad("migrate-set-capabilities", kNoPreempt) ==
           "Postcopy preempt must be set before incoming starts");
