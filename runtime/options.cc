@@ -171,6 +171,10 @@ base::Expected<PageServerChoice> PageServerChoice::parse(const std::string& text
     choice.kind = Kind::kOwn;
     return choice;
   }
+  if (text == "scope") {
+    choice.kind = Kind::kScope;
+    return choice;
+  }
   constexpr std::string_view kPrefix = "unix:";
   if (text.starts_with(kPrefix) && text.size() > kPrefix.size()) {
     choice.kind = Kind::kDaemon;
@@ -178,8 +182,8 @@ base::Expected<PageServerChoice> PageServerChoice::parse(const std::string& text
     return choice;
   }
   return base::fail(base::ErrorKind::kRefused, "page server",
-                    fmt::format("page server '{}': use own (one is started), unix:PATH (one that "
-                                "runs) or none",
+                    fmt::format("page server '{}': use own (one is started), scope (one is started "
+                                "in a scope of systemd's), unix:PATH (one that runs) or none",
                                 text));
 }
 
@@ -189,6 +193,8 @@ std::string PageServerChoice::to_string() const {
       return "none";
     case Kind::kOwn:
       return "own";
+    case Kind::kScope:
+      return "scope";
     case Kind::kDaemon:
       return "unix:" + path;
   }

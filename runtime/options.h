@@ -54,14 +54,15 @@ struct Uri {
 struct PageServerChoice {
   enum class Kind : std::uint8_t {
     kNone,    ///< Nobody: a source that dies in post-copy takes the missing pages with it.
-    kOwn,     ///< A process of its own, started with `command`.
+    kOwn,     ///< A process of its own, started with `command`, in a session of its own.
+    kScope,   ///< As kOwn, and in a control group of its own: a scope of systemd's.
     kDaemon,  ///< One that listens at the unix socket `path`.
   };
   Kind kind = Kind::kNone;
   std::string path;                  ///< kDaemon.
-  std::vector<std::string> command;  ///< kOwn: what to execute; "--socket-fd N" is added.
+  std::vector<std::string> command;  ///< kOwn, kScope: what to execute; "--socket-fd N" is added.
 
-  /// "none", "own", "unix:PATH". Errors: kRefused; names the value and the three forms.
+  /// "none", "own", "scope", "unix:PATH". Errors: kRefused; names the value and the forms.
   static base::Expected<PageServerChoice> parse(const std::string& text);
 
   [[nodiscard]] std::string to_string() const;

@@ -3,9 +3,11 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include <fmt/format.h>
@@ -52,8 +54,30 @@ Expected<OwnedFd> connect_to_daemon(const std::string& path) {
   return fd;
 }
 
-Expected<OwnedFd> start_own(const std::vector<std::string>& command) {
-  if (command.empty()) {
+/// Where this program lies: /proc/self/exe means another one to whoever executes it for us.
+std::string path_of_program(const std::string& name) {
+  std::error_code ignored;
+  const auto path = std::filesystem::read_symlink(name, ignored);
+  return name == "/proc/self/exe" && !path.empty() ? path.string() : name;
+}
+
+/// systemd-run(1) registers itself as a scope and then executes the command, with its descriptors:
+/// what ends the source's control group does not end the command.
+std::vector<std::string> in_scope(const std::vector<std::string>& command) {
+  std::vector<std::string> words = {"systemd-run", "--scope", "--quiet", "--collect",
+                                    "--no-ask-password"};
+  if (::geteuid() != 0) {
+    words.emplace_back("--user");
+  }
+  words.emplace_back("--description=Towline page server");
+  words.emplace_back("--");
+  words.push_back(path_of_program(command.front()));
+  words.insert(words.end(), command.begin() + 1, command.end());
+  return words;
+}
+
+Expected<OwnedFd> start_own(const PageServerChoice& choice) {
+  if (choice.command.empty()) {
     return base::fail(ErrorKind::kUnsupported, "page server",
                       "this program starts no page server; name one that runs, unix:PATH");
   }
@@ -63,7 +87,8 @@ Expected<OwnedFd> start_own(const std::vector<std::string>& command) {
   }
   OwnedFd ours(ends[0]);
   const OwnedFd theirs(ends[1]);
-  std::vector<std::string> words = command;
+  std::vector<std::string> words =
+      choice.kind == PageServerChoice::Kind::kScope ? in_scope(choice.command) : choice.command;
   words.insert(words.end(), {"--socket-fd", "3"});
   TRY(start_process(words, theirs.get()));
   return ours;
@@ -119,8 +144,8 @@ PageServerReport StandbyLink::report() const {
 }
 
 Expected<OwnedFd> StandbyLink::reach() const {
-  return choice_.kind == PageServerChoice::Kind::kOwn ? start_own(choice_.command)
-                                                      : connect_to_daemon(choice_.path);
+  return choice_.kind == PageServerChoice::Kind::kDaemon ? connect_to_daemon(choice_.path)
+                                                         : start_own(choice_);
 }
 
 Outcome StandbyLink::hand_over() {

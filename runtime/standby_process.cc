@@ -60,7 +60,7 @@ class SpawnSettings {
   }
 
   int spawn(std::vector<char*>& words, pid_t& pid) {
-    return ::posix_spawn(&pid, words.front(), &actions_, &attributes_, words.data(), environ);
+    return ::posix_spawnp(&pid, words.front(), &actions_, &attributes_, words.data(), environ);
   }
 
  private:
@@ -124,7 +124,7 @@ base::Outcome start_process(const std::vector<std::string>& command, int passed)
   pid_t pid = 0;
   if (const int error = settings.spawn(words, pid); error != 0) {
     errno = error;
-    return fail_errno(ErrorKind::kFailed, "posix_spawn",
+    return fail_errno(ErrorKind::kFailed, "posix_spawnp",
                       fmt::format("'{}' cannot be executed", command.front()));
   }
   int status = 0;
@@ -132,9 +132,8 @@ base::Outcome start_process(const std::vector<std::string>& command, int passed)
   }
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     return fail(ErrorKind::kFailed, "page server",
-                fmt::format("the page server ended at once, with status {:#x}; its log has the "
-                            "reason",
-                            status));
+                fmt::format("'{}' ended at once, with status {:#x}; the log has its reason",
+                            command.front(), status));
   }
   return base::Done{};
 }

@@ -45,7 +45,8 @@ constexpr const char* kPageServerFooter =
   towline page-server --listen unix:/run/towline/vm1.pages --qmp unix:/run/towline/vm1.pages.qmp
   towline run --page-server unix:/run/towline/vm1.pages --kernel guest.elf --memory 1G
 
-A source with --page-server own starts one for each migration by itself.
+A source with --page-server own starts one for each migration by itself; with --page-server scope
+in a scope of systemd's, so that what ends the source's control group does not end it.
 It holds the memory of one guest at a time. When the source's process dies after the run order, it
 goes on in its place; until then it does nothing. With a service manager that keeps descriptors
 ($NOTIFY_SOCKET), it may be restarted at any time.
@@ -252,7 +253,8 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
       ->type_name("FILE");
   app.add_option("--page-server", texts.page_server,
                  "Who holds the memory when this process dies in post-copy: own (one is started "
-                 "for each migration), unix:PATH (one that listens) or none (default)")
+                 "for each migration), scope (the same, in a scope of systemd's), unix:PATH (one "
+                 "that listens) or none (default)")
       ->type_name("WHICH");
   app.add_option("--page-server-qmp", run.page_server_qmp,
                  "Control socket unix:PATH of the page server that is started; without it, the "

@@ -5,6 +5,7 @@ import signal
 import socket
 import unittest
 
+import cgroup
 import fd_store
 import moves
 import page_servers
@@ -18,9 +19,9 @@ import wire
 class PageServerCase(moves.MoveCase):
     AUTO_RECOVER = True
 
-    def pair(self, page_server='own', **_options):
+    def pair(self, page_server='own', **source_options):
         self.source = self.run_vm('source', append=moves.with_facts(moves.STILL),
-                                  extra=('--page-server', page_server))
+                                  extra=('--page-server', page_server), **source_options)
         self.guest = moves.Guest(self.source)
         self.target, address = self.listening('target')
         self.relay = self.closing(relay.Relay(address))
@@ -37,8 +38,8 @@ class PageServerCase(moves.MoveCase):
                               'a page server')
         return self.closing(page_servers.Server(found['pid'], f'{self.source.qmp_path}.pages'))
 
-    def in_postcopy(self, page_server='own', **parameters):
-        self.pair(page_server)
+    def in_postcopy(self, page_server='own', source_options=None, **parameters):
+        self.pair(page_server, **(source_options or {}))
         self.begin(x_towline_switch='immediate',
                    **{'max_postcopy_bandwidth': moves.SLOW, **parameters})
         self.target.qmp.wait_status('postcopy-active')
@@ -74,6 +75,64 @@ class PageServerCase(moves.MoveCase):
         server.wait_end()
         self.said('moved: ')
         self.said('page_server.ending code=0')
+
+
+class InAScope(PageServerCase):
+    """What systemd-run(1) does of it: the group, and then the command, in the same process."""
+
+    SYSTEMD_RUN = """#!/bin/sh
+for word; do
+  shift
+  case $word in
+    --) break ;;
+    --scope) scope=yes ;;
+    --quiet | --collect | --no-ask-password | --user | --description=*) ;;
+    *) echo "systemd-run: '$word' is no option" >&2; exit 1 ;;
+  esac
+done
+[ "$scope" ] || exit 1
+echo $$ > "$TOWLINE_TEST_SCOPE/cgroup.procs" && exec "$@"
+"""
+
+    def setUp(self):
+        # Before the processes, whose ends come first then.
+        self.of_source, self.scope = self.group('source'), self.group('scope')
+        super().setUp()
+
+    def group(self, name):
+        try:
+            group = cgroup.MemoryGroup(4 << 30, name)
+        except OSError as error:
+            self.skipTest(f'no control group can be made here: {error}')
+
+        def close():
+            waiting.until(lambda: not group.pids(), f'the end of the group {name}')
+            group.close()
+
+        self.addCleanup(close)
+        return group
+
+    def test_a_page_server_outlives_the_control_group_of_its_source(self):
+        program = self.folder / 'systemd-run'
+        program.write_text(self.SYSTEMD_RUN)
+        program.chmod(0o755)
+        server = self.in_postcopy('scope', source_options={
+            'prefix': self.of_source.prefix(),
+            'environment': {'TOWLINE_TEST_SCOPE': str(self.scope.folder),
+                            'PATH': f'{self.folder}:{os.environ["PATH"]}'}})
+        self.assertEqual(self.of_source.pids(), [self.source.pid])
+        self.assertEqual(self.scope.pids(), [server.pid])
+        for pid in self.of_source.pids():
+            os.kill(pid, signal.SIGKILL)
+        self.relay.cut()
+        self.wait_heir(server)
+        self.finish(server)
+
+    def test_without_systemd_nothing_is_begun_and_the_reason_is_named(self):
+        self.pair('scope', environment={'PATH': '/nowhere'})
+        self.begin(x_towline_switch='immediate')
+        self.assertIn("'systemd-run'", self.source.qmp.wait_status_of_failure()['error-desc'])
+        self.source_runs_on()
 
 
 class TheSourceDies(PageServerCase):

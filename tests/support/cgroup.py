@@ -8,9 +8,9 @@ V1, V2 = pathlib.Path('/sys/fs/cgroup/memory'), pathlib.Path('/sys/fs/cgroup')
 class MemoryGroup:
     """Raises OSError where no such group can be made."""
 
-    def __init__(self, limit):
+    def __init__(self, limit, name='test'):
         one = V1.is_dir()
-        self.folder = (V1 if one else V2) / f'towline-test-{os.getpid()}'
+        self.folder = (V1 if one else V2) / f'towline-{name}-{os.getpid()}'
         self.folder.mkdir()
         self._limit = self.folder / ('memory.limit_in_bytes' if one else 'memory.max')
         try:
@@ -25,6 +25,9 @@ class MemoryGroup:
     def prefix(self):
         """Words before a command: it runs in the group."""
         return ['sh', '-c', f'echo $$ > {self.folder}/cgroup.procs && exec "$@"', 'sh']
+
+    def pids(self):
+        return [int(line) for line in (self.folder / 'cgroup.procs').read_text().split()]
 
     def killed(self):
         """How often the kernel killed somebody at the limit."""

@@ -135,7 +135,7 @@ TEST_CASE("a bad value is named with what would be good") {
   bad(run_with({"--qmp", "unix:/a,colour=red"}), {"colour=red", "events=off"});
   bad(run_with({"--log-level", "loud"}), {"'loud'", "debug"});
   bad(run_with({"--page-server", "other"}), {"--page-server", "'other'", "unix:PATH", "own"});
-  bad(run_with({"--page-server", "unix:"}), {"--page-server", "own"});
+  bad(run_with({"--page-server", "unix:"}), {"--page-server", "own", "scope"});
   bad(run_with({"--incoming", ""}), {"--incoming"});
   bad(run_with({"--incoming", "tcp:host"}), {"--incoming", "tcp:HOST:PORT", "tcp:host"});
   bad({"migrate", "/a", "/b", "--switch", "later"}, {"--switch", "'later'", "after-pass"});
@@ -165,6 +165,7 @@ TEST_CASE("a machine says who holds its memory when it dies in post-copy") {
       run_with({"--page-server", "own", "--page-server-qmp", "unix:/run/pages.qmp"}));
   CHECK(own.page_server.kind == Kind::kOwn);
   CHECK(own.page_server_qmp == "/run/pages.qmp");
+  CHECK(good<RunArguments>(run_with({"--page-server", "scope"})).page_server.kind == Kind::kScope);
   const auto daemon = good<RunArguments>(run_with({"--page-server", "unix:/run/a"}));
   CHECK(daemon.page_server.kind == Kind::kDaemon);
   CHECK(daemon.page_server.path == "/run/a");
