@@ -346,11 +346,10 @@ Outcome BulkSender::push_owed(Lane& lane, PushOrder& order) {
       wire::pages_in_frame(memory_.layout().largest_page().value, wire::kMaxPagesPerPostcopyFrame)};
   while (const auto run = order.next(owed_, most)) {
     taken.push_back(*run);
-    PageRange left = *run;
-    while (!left.empty()) {
-      const PageRange part = memory_.layout().clip(left);
-      TRY(add_owed(batch, part, buffer));
-      left = PageRange{part.end(), PageCount{left.count.value - part.count.value}};
+    auto added = add_owed(batch, *run, buffer);
+    if (!added.ok()) {
+      owe_again(taken);
+      return added;
     }
     if (batch.pages().value >= wire::kMaxPagesPerPostcopyFrame || batch.size() >= kMostInABatch) {
       TRY(send_taken(lane, batch, taken));
@@ -364,12 +363,16 @@ Outcome BulkSender::push_owed(Lane& lane, PushOrder& order) {
 Outcome BulkSender::send_taken(Lane& lane, FrameBatch& batch, std::vector<PageRange>& taken) {
   auto sent = send(lane, batch);
   if (!sent.ok()) {
-    for (const PageRange& run : taken) {
-      owed_.add(run);
-    }
+    owe_again(taken);
   }
   taken.clear();
   return sent;
+}
+
+void BulkSender::owe_again(const std::vector<PageRange>& taken) {
+  for (const PageRange& run : taken) {
+    owed_.add(run);
+  }
 }
 
 // Nothing comes on a bulk lane; its end does.
@@ -405,7 +408,11 @@ Outcome BulkSender::push_holes(Lane& lane) {
 // Owed pages were written once, so that they exist: except where a pass never came, and holes may
 // be owed until push_holes() has taken them. Touching one would only fill it, or worse (parked()).
 Outcome BulkSender::add_owed(FrameBatch& batch, PageRange run, std::vector<std::byte>& buffer) {
-  add_split(batch, wire::kPostcopyRound, run, TRY(memory_.parked(run, buffer)));
+  while (!run.empty()) {
+    const PageRange part = memory_.layout().clip(run);
+    add_split(batch, wire::kPostcopyRound, part, TRY(memory_.parked(part, buffer)));
+    run = PageRange{part.end(), PageCount{run.count.value - part.count.value}};
+  }
   return base::Done{};
 }
 

@@ -99,6 +99,7 @@ class BulkSender {
   base::Outcome push_holes(Lane& lane);
   base::Outcome wait_for_end(Lane& lane);
   base::Outcome send_taken(Lane& lane, FrameBatch& batch, std::vector<base::PageRange>& taken);
+  void owe_again(const std::vector<base::PageRange>& taken);
   base::Outcome add_owed(FrameBatch& batch, base::PageRange run, std::vector<std::byte>& buffer);
   base::Outcome send(Lane& lane, FrameBatch& batch);
   void wait_while_held() EXCLUDES(lanes_mutex_);

@@ -157,16 +157,16 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
 
 Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& options,
                                const LaneIdentity& identity, wire::LaneRole role,
-                               std::uint8_t number, const std::function<void(Lane*)>& shaking) {
-  auto fd = TRY(connect_to(target, options.connect_timeout));
+                               std::uint8_t number, const WaitingOn& waiting_on) {
+  auto fd = TRY(connect_to(target, options.connect_timeout, waiting_on));
   set_receive_timeout(fd.get(), options.handshake_timeout);
   auto lane = std::make_unique<Lane>(std::move(fd), role, wire::Direction::kToSource);
-  if (shaking) {
-    shaking(lane.get());
+  if (waiting_on) {
+    waiting_on(lane->fd());
   }
   auto shaken = shake_hands(*lane, target, identity, number);
-  if (shaking) {
-    shaking(nullptr);
+  if (waiting_on) {
+    waiting_on(-1);
   }
   const auto reply = TRY(std::move(shaken));
   set_receive_timeout(lane->fd(), std::chrono::milliseconds(0));

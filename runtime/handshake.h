@@ -12,6 +12,7 @@
 #include "runtime/lane.h"
 #include "runtime/options.h"
 #include "runtime/secure.h"
+#include "runtime/sockets.h"
 #include "runtime/wire/format.h"
 
 /// How a connection becomes a lane. docs/wire-format.md, "Handshake".
@@ -47,15 +48,13 @@ struct OpenedLane {
 /// Source: connects, greets, proves, and returns a lane that is ready. Blocks at most for the
 /// options' connect and handshake timeouts.
 ///
-/// `shaking` is given the lane while the handshake lasts, and then nullptr: whoever wants an end of
-/// it shuts the lane down.
+/// `waiting_on` is called for the connecting and again for the handshake.
 ///
 /// Errors: kDisconnected (not there, silent, closed), kRefused (the target's own words),
 /// kCorrupt (not a Towline, wrong version, the target did not know the secret).
 base::Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& options,
                                      const LaneIdentity& identity, wire::LaneRole role,
-                                     std::uint8_t lane,
-                                     const std::function<void(Lane*)>& shaking = {});
+                                     std::uint8_t lane, const WaitingOn& waiting_on = {});
 
 /// The lanes that carry pages.
 struct DataLanes {

@@ -90,7 +90,8 @@ base::Outcome finish_connect(int fd, const Uri& uri, milliseconds timeout) {
 }
 
 Expected<OwnedFd> connect_address(const sockaddr* address, socklen_t size, int family,
-                                  const Uri& uri, milliseconds timeout) {
+                                  const Uri& uri, milliseconds timeout,
+                                  const WaitingOn& waiting_on = {}) {
   OwnedFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) {
     return fail_errno(ErrorKind::kFailed, "socket", uri.to_string());
@@ -100,7 +101,15 @@ Expected<OwnedFd> connect_address(const sockaddr* address, socklen_t size, int f
       return fail_errno(ErrorKind::kDisconnected, "connect",
                         fmt::format("cannot connect to '{}'", uri.to_string()));
     }
-    TRY(finish_connect(fd.get(), uri, timeout));
+    // Not before: a socket that does not connect yet cannot be shut down.
+    if (waiting_on) {
+      waiting_on(fd.get());
+    }
+    const auto finished = finish_connect(fd.get(), uri, timeout);
+    if (waiting_on) {
+      waiting_on(-1);
+    }
+    TRY(base::Outcome(finished));
   }
   TRY(set_blocking(fd.get(), true));
   return fd;
@@ -204,17 +213,17 @@ void tune_bulk(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, kNotSentLowWater);
 }
 
-Expected<OwnedFd> connect_to(const Uri& target, milliseconds timeout) {
+Expected<OwnedFd> connect_to(const Uri& target, milliseconds timeout, const WaitingOn& waiting_on) {
   if (target.kind == Uri::Kind::kUnix) {
     const sockaddr_un address = TRY(unix_address(target));
     return connect_address(reinterpret_cast<const sockaddr*>(&address), sizeof address, AF_UNIX,
-                           target, timeout);
+                           target, timeout, waiting_on);
   }
   const Addresses addresses = TRY(resolve(target, false));
   base::Error last{ErrorKind::kDisconnected, 0, "connect", "no address for " + target.to_string()};
   for (const addrinfo* one = addresses.get(); one != nullptr; one = one->ai_next) {
     auto connected =
-        connect_address(one->ai_addr, one->ai_addrlen, one->ai_family, target, timeout);
+        connect_address(one->ai_addr, one->ai_addrlen, one->ai_family, target, timeout, waiting_on);
     if (connected.ok()) {
       tune_lane(connected.value().get());
       return connected;

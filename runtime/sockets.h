@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 
 #include "base/error.h"
@@ -10,10 +11,15 @@
 /// Sockets as this project wants them: close-on-exec, tuned, with errors that name the address.
 namespace towline::runtime {
 
+/// Is given a descriptor while somebody else is waited for on it, and then -1: whoever wants an end
+/// of that shuts it down meanwhile (shutdown(2)).
+using WaitingOn = std::function<void(int)>;
+
 /// Connects within `timeout`; the result is blocking.
 ///
 /// Errors: kDisconnected with the reason ("Connection refused", "timed out after 5000 ms").
-base::Expected<base::OwnedFd> connect_to(const Uri& target, std::chrono::milliseconds timeout);
+base::Expected<base::OwnedFd> connect_to(const Uri& target, std::chrono::milliseconds timeout,
+                                         const WaitingOn& waiting_on = {});
 
 struct Listening {
   base::OwnedFd fd;  ///< Non-blocking.

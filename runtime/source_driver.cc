@@ -88,9 +88,7 @@ SourceDriver::~SourceDriver() {
     inbox_.cancel = true;
     inbox_.leave = true;
     changed_.notify_all();
-    if (shaking_ != nullptr) {
-      shaking_->shutdown();
-    }
+    end_waiting();
     if (control_ != nullptr) {
       control_->shutdown();
     }
@@ -152,7 +150,7 @@ Outcome SourceDriver::migrate() {
 
 Outcome SourceDriver::open_control() {
   auto opened = TRY(open_lane(target_, options_, identity_, wire::LaneRole::kControl, 0,
-                              [this](Lane* lane) { note_shaking(lane); }));
+                              [this](int fd) { note_waiting_on(fd); }));
   {
     const base::Lock lock(mutex_);
     control_ = std::move(opened.lane);
@@ -587,9 +585,7 @@ void SourceDriver::lose_locked(const base::Error& reason) {
   if (bulk_ != nullptr && before_order(state_)) {
     bulk_->stop();  // A pass may be blocked on a lane that nobody reads.
   }
-  if (shaking_ != nullptr) {
-    shaking_->shutdown();  // No lane of this epoch is of use any more.
-  }
+  end_waiting();  // No lane of this epoch is of use any more.
   if (flight_leaves_) {
     // Its sender may be blocked in it. What the target said is read on.
     ::shutdown(control_->fd(), SHUT_WR);

@@ -142,7 +142,8 @@ class SourceDriver final : public Outgoing {
                                                       std::chrono::milliseconds patience);
   base::Outcome put_in_place(LaneName lane, std::uint32_t attempt, std::unique_ptr<Lane> opened);
   void end_lane(LaneName lane);
-  void note_shaking(Lane* lane) EXCLUDES(mutex_);
+  void note_waiting_on(int fd) EXCLUDES(mutex_);
+  void end_waiting() REQUIRES(mutex_);
   std::unique_ptr<PageServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
   // The page server: source_standby.cc.
@@ -234,8 +235,7 @@ class SourceDriver final : public Outgoing {
   std::uint32_t last_attempt_ GUARDED_BY(mutex_) = 0;    // At any lane of this epoch.
   std::uint32_t urgent_attempt_ GUARDED_BY(mutex_) = 0;  // At the lane in use.
   std::array<std::uint32_t, wire::kMaxBulkLanes> bulk_attempts_ GUARDED_BY(mutex_){};
-  Lane* shaking_ GUARDED_BY(mutex_) =
-      nullptr;  // A lane that is being opened in a lost one's place.
+  int waits_on_ GUARDED_BY(mutex_) = -1;  // A lane that is being opened, by this thread alone.
   std::uint64_t lanes_replaced_ GUARDED_BY(mutex_) = 0;
   bool flight_leaves_ GUARDED_BY(mutex_) = false;  // tl-source is sending the run order.
   bool watching_ GUARDED_BY(mutex_) = false;       // tl-watch looks at the lanes, without the lock.

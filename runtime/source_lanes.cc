@@ -1,4 +1,6 @@
 // What the source does when one data lane is lost alone after the switch: a new one in its place.
+#include <sys/socket.h>
+
 #include <utility>
 
 #include <fmt/format.h>
@@ -156,7 +158,7 @@ base::Expected<std::unique_ptr<Lane>> SourceDriver::open_in_place(
   options.connect_timeout = std::min(options_.connect_timeout, patience);
   options.handshake_timeout = std::min(options_.handshake_timeout, patience);
   auto opened = TRY(open_lane(target_, options, proven, broken.lane.role, broken.lane.number,
-                              [this](Lane* lane) { note_shaking(lane); }));
+                              [this](int fd) { note_waiting_on(fd); }));
   if (broken.lane.role != LaneRole::kBulk) {
     return std::move(opened.lane);
   }
@@ -204,12 +206,18 @@ Outcome SourceDriver::put_in_place(LaneName lane, std::uint32_t attempt,
   return base::Done{};  // The old urgent lane's thread is joined here.
 }
 
-// A handshake that nobody wants any more does not keep this thread waiting.
-void SourceDriver::note_shaking(Lane* lane) {
+// A connection or a handshake that nobody wants any more does not keep this thread waiting.
+void SourceDriver::note_waiting_on(int fd) {
   const base::Lock lock(mutex_);
-  shaking_ = lane;
-  if (lane != nullptr && (!interrupted().ok() || inbox_.leave)) {
-    lane->shutdown();
+  waits_on_ = fd;
+  if (!interrupted().ok() || inbox_.leave) {
+    end_waiting();
+  }
+}
+
+void SourceDriver::end_waiting() {
+  if (waits_on_ >= 0) {
+    ::shutdown(waits_on_, SHUT_RDWR);
   }
 }
 

@@ -158,7 +158,8 @@ Outcome SourceDriver::reconnect(const Attempt& attempt) {
   const auto patient = kFirstPatience * static_cast<int>(std::min<std::size_t>(attempts_, 100));
   patience.connect_timeout = std::min(patience.connect_timeout, patient);
   patience.handshake_timeout = std::min(patience.handshake_timeout, patient);
-  auto opened = TRY(open_lane(attempt.at, patience, proven, wire::LaneRole::kControl, 0));
+  auto opened = TRY(open_lane(attempt.at, patience, proven, wire::LaneRole::kControl, 0,
+                              [this](int fd) { note_waiting_on(fd); }));
   if (opened.reply.incarnation != target_incarnation_) {
     return fail(ErrorKind::kRefused, "reconnect",
                 fmt::format("'{}' is another process than the one that holds the guest; what it "
@@ -319,6 +320,7 @@ Outcome SourceDriver::resume(const std::optional<Uri>& target) {
     return fail(ErrorKind::kRefused, "resume", "Cannot resume if there is no paused migration");
   }
   inbox_.resume_at = target.has_value() ? *target : target_;
+  end_waiting();  // What is tried by itself may be an address that never answers.
   changed_.notify_all();
   return base::Done{};
 }
@@ -348,6 +350,7 @@ Outcome SourceDriver::take_back() {
     error_ = "taken back by the user, who vouches that the target does not run the guest";
     attempt_error_.clear();
     base::log(LogLevel::kWarning, "source.taken_back epoch={}", identity_.epoch);
+    end_waiting();
     changed_.notify_all();
   }
   resume_guest();

@@ -38,9 +38,7 @@ Outcome SourceDriver::cancel() {
   if (bulk_ != nullptr) {
     bulk_->stop();
   }
-  if (shaking_ != nullptr) {
-    shaking_->shutdown();
-  }
+  end_waiting();
   changed_.notify_all();
   return base::Done{};
 }

@@ -391,6 +391,7 @@ void TargetDriver::end_of_control(const base::Error& reason) {
   }
   control()->shutdown();
   if (drop) {
+    transfer_->lanes.join();  // Or a page that is being stored stays behind.
     transfer_->memory->discard();
   }
 }

@@ -51,6 +51,10 @@ TargetLanes::TargetLanes(const MemoryLayout& layout, const PageMap& map, std::si
 
 TargetLanes::~TargetLanes() {
   shutdown();
+  join();
+}
+
+void TargetLanes::join() {
   urgent_.thread.join();
   for (Slot& slot : bulk_) {
     slot.thread.join();

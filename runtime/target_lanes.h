@@ -103,6 +103,10 @@ class TargetLanes {
   /// Ends every lane at once.
   void shutdown();
 
+  /// After shutdown(): waits until every receiver has ended. What they stored is there, and nothing
+  /// comes behind it. Not from a lane's thread, nor beside renew().
+  void join();
+
   [[nodiscard]] std::uint64_t bytes_received() const;
 
   /// What the source's kernel owes of acknowledgements on the urgent lane, as unacknowledged_for().

@@ -25,6 +25,19 @@ class BeforeTheOrder(moves.MoveCase):
     def test_a_cancel_in_setup_leaves_the_guest_here(self):
         self.cancelled_in('setup')
 
+    def test_a_cancel_while_nobody_answers_leaves_the_guest_here(self):
+        # The connection is waited for; that a cancel ends that at once is a unit test's.
+        self.pair()
+        self.relay.drop()
+        self.begin()
+        self.source.qmp.wait_status('setup')
+        self.source.qmp('migrate_cancel')
+        self.source.qmp.wait_status('cancelled')
+        self.relay.undrop()
+        self.source_runs_on()
+        self.move()
+        self.verdict()
+
     def test_a_cancel_in_the_pass_leaves_the_guest_here(self):
         self.cancelled_in('pass')
 
