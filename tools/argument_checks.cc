@@ -1,0 +1,81 @@
+#include "tools/argument_checks.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+namespace towline::tools {
+
+void complain(const std::string& option, const std::string& value, const std::string& remedy) {
+  throw CLI::ValidationError(fmt::format("{} '{}'", option, value), remedy);
+}
+
+std::uint64_t size_of(const std::string& option, const std::string& text) {
+  const auto size = parse_size(text);
+  if (!size) {
+    complain(option, text, "use a number of bytes, or with K, M, G or T, such as 512M or 2G");
+  }
+  return *size;
+}
+
+std::string socket_path(const std::string& text) {
+  return text.starts_with("unix:") ? text.substr(5) : text;
+}
+
+QmpSocket parse_qmp(const std::string& text) {
+  constexpr const char* kForm = "use unix:PATH or unix:PATH,events=off";
+  if (!text.starts_with("unix:")) {
+    complain("--qmp", text, kForm);
+  }
+  QmpSocket socket;
+  std::size_t comma = text.find(',');
+  socket.path = text.substr(5, comma - 5);
+  while (comma != std::string::npos) {
+    const std::size_t next = text.find(',', comma + 1);
+    const std::string option = text.substr(comma + 1, next - comma - 1);
+    if (option == "events=off" || option == "events=on") {
+      socket.events = option == "events=on";
+    } else if (option != "server=on" && option != "wait=off") {
+      // Those two are what QEMU is given for the same thing.
+      complain("--qmp", text, fmt::format("unknown option '{}'; {}", option, kForm));
+    }
+    comma = next;
+  }
+  if (socket.path.empty()) {
+    complain("--qmp", text, fmt::format("the path is missing; {}", kForm));
+  }
+  return socket;
+}
+
+void check_uri(const std::string& option, const std::string& text) {
+  const auto uri = runtime::Uri::parse(text);
+  if (!uri.ok()) {
+    complain(option, text, uri.error().detail);
+  }
+}
+
+runtime::SourceLoss check_source_loss(const std::string& text) {
+  const auto policy = runtime::source_loss_named(text);
+  if (!policy) {
+    complain("--source-loss", text, "use wait, poison or give-up");
+  }
+  return *policy;
+}
+
+base::LogLevel log_level(const std::string& text) {
+  if (text == "debug") {
+    return base::LogLevel::kDebug;
+  }
+  if (text == "info") {
+    return base::LogLevel::kInfo;
+  }
+  if (text == "warning") {
+    return base::LogLevel::kWarning;
+  }
+  if (text == "error") {
+    return base::LogLevel::kError;
+  }
+  complain("--log-level", text, "use debug, info, warning or error");
+}
+
+}  // namespace towline::tools
