@@ -3,13 +3,10 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cstring>
-#include <future>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "base/ensure.h"
 #include "base/log.h"
 #include "runtime/description.h"
 #include "runtime/switch_flight.h"
@@ -30,8 +27,6 @@ using wire::FrameType;
 constexpr std::uint64_t kPings = 8;
 // While the user has not asked for the switch, the stale sets keep up at this pace.
 constexpr std::chrono::milliseconds kManualSyncPause{100};
-// For what the target said before a lane broke. Guess: several round trips of a bad link.
-constexpr std::chrono::milliseconds kLastWords{2000};
 
 }  // namespace
 
@@ -303,88 +298,6 @@ Outcome SourceDriver::sync_until_switch() {
   }
 }
 
-Outcome SourceDriver::switch_over() {
-  if (standby_ != nullptr) {
-    TRY(standby_->await(options_.handshake_timeout));
-  }
-  TRY(park());
-  observer_.on_guest_stopped();
-  return send_flight();
-}
-
-Outcome SourceDriver::park() {
-  TRY(machine_.gate().step(OwnershipEvent::kHold));
-  // Shared: the vCPU's thread is still inside set_value() when get() returns here.
-  const auto parked = std::make_shared<std::promise<base::Instant>>();
-  auto when = parked->get_future();
-  machine_.park([this, parked] { parked->set_value(clock_.now()); });
-  parked_at_ = when.get();
-  return base::Done{};
-}
-
-// Everything that the target needs to run, in one flight. Nothing here grows with memory except
-// the reading of the dirty log.
-Outcome SourceDriver::send_flight() {
-  const auto state = TRY(machine_.save());
-  const std::vector<PageIndex> first = machine_.first_pages();
-  const auto encoded = TRY(encode(state));
-  SwitchFlight flight;
-  DirtyRounds::Round last;
-  if (rounds_ != nullptr) {
-    last = TRY(rounds_->next_round());
-    for (const PageRange& run : last.pages) {
-      owed_.add(run);
-    }
-  }
-  flight.add_stale(last.pages, last.count, passes_done_, true);
-  TRY(flight.add_first_pages(memory_, owed_, first, last.pages, counters_));
-  TRY(leave_state(encoded));
-  flight.add_state(encoded);
-  flight.add_run();
-  server_->open();
-  {
-    // The point of no return is here, not in send()'s success: a user's cancel is before it or too
-    // late.
-    const base::Lock lock(mutex_);
-    TRY(interrupted());
-    bytes_before_flight_ = bytes_sent();
-    TRY(note_phase(StandbyPhase::kOrdered));
-    TRY(step_locked(SourceEvent::kOrderSent));
-    TRY(machine_.gate().step(OwnershipEvent::kOrder));
-    ++dirty_syncs_;
-    flight_leaves_ = true;
-  }
-  auto sent = flight.send(*control_);
-  const base::Lock lock(mutex_);
-  flight_leaves_ = false;
-  if (!sent.ok()) {
-    // Whether the order arrived is not known. Nobody runs the guest here.
-    lose_locked(sent.error());
-  }
-  bytes_after_flight_ = bytes_sent();
-  for (const PageRange& run : last.pages) {
-    order_->on_recently_dirty(run);
-  }
-  return base::Done{};
-}
-
-Outcome SourceDriver::await_running() {
-  observer_.on_pass(passes_done_ + 1);
-  TRY(await([this]() UNDER_LOCK { return inbox_.running_at_ns.has_value(); }));
-  const base::Lock lock(mutex_);
-  return note_running();
-}
-
-Outcome SourceDriver::note_running() {
-  TRY(machine_.gate().step(OwnershipEvent::kTargetRuns));
-  TRY(note_phase(StandbyPhase::kServing));
-  const auto running_at =
-      static_cast<std::int64_t>(*inbox_.running_at_ns) - clock_offset_.offset_ns();
-  downtime_ms_ =
-      static_cast<double>(running_at - static_cast<std::int64_t>(base::to_ns(parked_at_))) / 1e6;
-  return step_locked(SourceEvent::kTargetRunning);
-}
-
 Outcome SourceDriver::push_until_complete() {
   std::uint64_t limit = 0;
   {
@@ -406,130 +319,6 @@ Outcome SourceDriver::push_until_complete() {
   TRY(step(SourceEvent::kTargetComplete));
   close_lanes();
   return base::Done{};
-}
-
-// ---- the end that nobody wanted -----------------------------------------------------------------
-
-// A lane broke, but the control lane may still hold the target's last words: that it runs, that it
-// is complete, that it never will. They are heard before anything follows from the loss.
-void SourceDriver::hear_the_target_out() {
-  if (!control_thread_.joinable()) {
-    return;
-  }
-  ::shutdown(control_->fd(), SHUT_WR);
-  const base::Lock lock(mutex_);
-  if (state_ == SourceState::kSwitching || inbox_.silent) {
-    return;  // Its guest is parked and ours: it goes on at once; or nobody speaks.
-  }
-  // A peer that neither speaks nor closes is not waited for any longer.
-  const base::Instant patience = clock_.now() + kLastWords;
-  [[maybe_unused]] const bool all_heard =
-      changed_.wait_until(mutex_, patience, [this]() UNDER_LOCK { return inbox_.control_ended; });
-  if (state_ == SourceState::kOrdered && inbox_.running_at_ns.has_value()) {
-    const auto noted = note_running();
-    ENSURE(noted.ok(), "an ordered guest may run at its target");
-  }
-}
-
-void SourceDriver::close_lanes() {
-  if (bulk_ != nullptr) {
-    bulk_->stop();
-  }
-  if (server_ != nullptr) {
-    server_->stop();
-  }
-  if (control_ != nullptr) {
-    control_->shutdown();
-  }
-}
-
-void SourceDriver::end(const base::Error& reason) {
-  if (attempt_failed(reason)) {
-    return;
-  }
-  if (reason.kind == ErrorKind::kDisconnected) {
-    hear_the_target_out();
-  }
-  SourceRule rule;
-  bool before = false;
-  {
-    const base::Lock lock(mutex_);
-    before = before_order(state_);
-    rule = rule_of_end(reason);
-    error_ = rule.on == SourceEvent::kTargetComplete ? "" : words_of_end(reason);
-    base::log(LogLevel::kInfo, "source.ends state={} event={} to={} reason={}",
-              to_string(rule.from), to_string(rule.on), to_string(rule.to), error_);
-  }
-  // Only this thread steps the session, so that the rule stays right without the lock, which
-  // nobody holds while the kernel or the peer takes its time.
-  if (rule.on == SourceEvent::kCancel && control_ != nullptr) {
-    FrameHeader header;
-    header.type = FrameType::kCancel;
-    [[maybe_unused]] const auto told = control_->send(header, bytes_of("the user cancelled"));
-  }
-  if (!before && rule.act == SourceAction::kResumeGuest) {
-    // The target's own word, from the incarnation that has the order: it never will.
-    note_release();
-    const auto back = machine_.gate().step(OwnershipEvent::kTargetRefused);
-    ENSURE(back.ok(), "only an ordered guest can be given back by its target");
-  }
-  if (rule.act == SourceAction::kResumeGuest) {
-    resume_guest();
-  }
-  if (logging_) {
-    rounds_->end();
-    logging_ = false;
-  }
-  close_lanes();
-  if (rule.to == SourceState::kCompleted) {
-    note_over();
-  }
-  const base::Lock lock(mutex_);
-  state_ = rule.to;
-  ended_ = clock_.now();
-  if (!is_final(status_of(state_)) && !lost_at_.has_value()) {
-    lost_at_ = ended_;
-  }
-  show(status_of(state_));
-}
-
-SourceRule SourceDriver::rule_of_end(const base::Error& reason) const {
-  SourceEvent event = SourceEvent::kLinkLost;
-  if (inbox_.cancel && before_order(state_)) {
-    event = SourceEvent::kCancel;
-  } else if (inbox_.complete) {
-    event = SourceEvent::kTargetComplete;
-  } else if (inbox_.never.has_value()) {
-    event = SourceEvent::kTargetNever;
-  } else if (inbox_.refused.has_value() || reason.kind == ErrorKind::kRefused) {
-    event = SourceEvent::kRefused;
-  }
-  // What a peer says out of its turn is worth as much as its silence.
-  const auto said = runtime::step(state_, event);
-  const auto lost = said.ok() ? said : runtime::step(state_, SourceEvent::kLinkLost);
-  ENSURE(lost.ok(), "every state that can end has a rule for a lost link");
-  return lost.value();
-}
-
-// The side that knew the cause explains it.
-std::string SourceDriver::words_of_end(const base::Error& reason) const {
-  if (inbox_.cancel && before_order(state_)) {
-    return "cancelled by the user";
-  }
-  if (inbox_.never.has_value() || inbox_.refused.has_value()) {
-    return base::to_string(interrupted().error());
-  }
-  return base::to_string(reason);
-}
-
-void SourceDriver::resume_guest() {
-  if (machine_.gate().ownership() == Ownership::kHeld) {
-    note_release();
-    const auto released = machine_.gate().step(OwnershipEvent::kRelease);
-    ENSURE(released.ok(), "a held guest is ours to release");
-  }
-  machine_.unpark();
-  observer_.on_guest_started();
 }
 
 // ---- shared -------------------------------------------------------------------------------------
