@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import signal
 import socket
@@ -329,6 +330,32 @@ class RelayRules(unittest.TestCase):
 def retransmitted(end):
     """Packets that the kernel sent again on a socket: tcpi_total_retrans of linux/tcp.h."""
     return struct.unpack_from('=I', end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 100)[0]
+
+
+class ManyRelays(unittest.TestCase):
+    """A chaos run makes a relay, or two, for each of a thousand moves."""
+
+    @staticmethod
+    def kept():
+        return len(os.listdir('/proc/self/fd')), threading.active_count()
+
+    def use(self, how):
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            one = relay.Relay(listener.getsockname())
+            with socket.create_connection(('127.0.0.1', one.port)) as near:
+                far, _ = listener.accept()
+                with far:
+                    near.sendall(b'x')
+                    self.assertEqual(far.recv(1), b'x')
+                    if how != 'left':
+                        one.cut(how=how)
+                    one.close()
+
+    def test_nothing_is_left_of_one_that_was_closed(self):
+        before = self.kept()
+        for how in ('rst', 'fin', 'left'):
+            self.use(how)
+        waiting.until(lambda: self.kept() == before, 'its descriptors and threads to go')
 
 
 class FakeMonitor(threading.Thread):

@@ -241,6 +241,7 @@ class Relay:
     def close(self):
         self._refusing = True
         self.undrop()
+        self._listener.shutdown(socket.SHUT_RDWR)  # close() alone leaves _accept() in the kernel.
         self._listener.close()
         self.release()
         self.cut(how='rst')
@@ -311,6 +312,8 @@ class Connection:
         self.relay, self.near, self.far = relay, near, far
         self.lane = None
         self.open = True
+        self._closed = False
+        self._closing = threading.Lock()  # Or a number that has another meaning by now is reset.
         self.pipes = [Pipe(self, 'target', near, far), Pipe(self, 'source', far, near)]
 
     def start(self):
@@ -336,14 +339,26 @@ class Connection:
             pipe.gate.set()
             if pipe.distance:
                 pipe.distance.end()
-        for end in (self.near, self.far):
-            try:
-                if how == 'rst':
-                    reset(end)
-                else:
-                    end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        with self._closing:
+            if self._closed:
+                return
+            for end in (self.near, self.far):
+                try:
+                    if how == 'rst':
+                        reset(end)
+                    else:
+                        end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def close_if_over(self):
+        """What is behind it is heard to its end. A long run has thousands of these."""
+        with self._closing:
+            if all(pipe.over for pipe in self.pipes) and not self._closed:
+                self.open = False
+                self._closed = True
+                self.near.close()
+                self.far.close()
 
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
@@ -425,8 +440,7 @@ class Pipe:
         if self.distance:
             self.distance.end()
         self.over = True
-        if all(pipe.over for pipe in self.connection.pipes):
-            self.connection.open = False
+        self.connection.close_if_over()
 
     def feed(self, data):
         """Passes on what is whole enough; returns the rest."""
