@@ -235,6 +235,8 @@ class SourceDriver final : public Outgoing {
   std::uint32_t last_attempt_ GUARDED_BY(mutex_) = 0;    // At any lane of this epoch.
   std::uint32_t urgent_attempt_ GUARDED_BY(mutex_) = 0;  // At the lane in use.
   std::array<std::uint32_t, wire::kMaxBulkLanes> bulk_attempts_ GUARDED_BY(mutex_){};
+  // What was owed before a recovery, until the target has said what it misses.
+  std::optional<base::PageCount> left_before_ GUARDED_BY(mutex_);
   int waits_on_ GUARDED_BY(mutex_) = -1;  // A lane that is being opened, by this thread alone.
   std::uint64_t lanes_replaced_ GUARDED_BY(mutex_) = 0;
   bool flight_leaves_ GUARDED_BY(mutex_) = false;  // tl-source is sending the run order.

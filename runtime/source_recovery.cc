@@ -166,6 +166,12 @@ Outcome SourceDriver::reconnect(const Attempt& attempt) {
                             "says proves nothing",
                             attempt.at.to_string()));
   }
+  {
+    const base::Lock lock(mutex_);
+    if (!left_before_.has_value()) {
+      left_before_ = owed_.count();
+    }
+  }
   owed_.clear();
   {
     const base::Lock lock(mutex_);
@@ -211,6 +217,7 @@ Outcome SourceDriver::on_missing(const FrameHeader& header, std::span<const std:
     }
     inbox_.missing_told = true;
     inbox_.missing_attempt = header.round;
+    left_before_.reset();
     return base::Done{};
   }
   if (header.count > layout_.pages().value ||

@@ -109,7 +109,8 @@ MigrationReport SourceDriver::report() const {
   const std::uint64_t scanned = state_ == SourceState::kPassing && passes_done_ == 0
                                     ? counters_.scanned.load()
                                     : layout_.pages().value;
-  const std::uint64_t left = layout_.pages().value - scanned + owed_.count().value;
+  const std::uint64_t left =
+      layout_.pages().value - scanned + left_before_.value_or(owed_.count()).value;
   report.page_size = layout_.mean_page().value;
   report.remaining_bytes = shown_ == MigrationStatus::kCompleted ? 0 : left * report.page_size;
   report.dirty_sync_count = dirty_syncs_;

@@ -43,6 +43,10 @@ Admission TargetDriver::admit_control(const wire::Hello& hello) {
   if (control_taken_ || state_ != TargetState::kListening) {
     admission.refusal =
         fmt::format("the target is busy with another migration (it is '{}')", to_string(state_));
+  } else if (hello.epoch > 1) {
+    admission.refusal =
+        "this process is another one than that which holds the guest, or held it: nothing of this "
+        "migration is here";
   } else if (options_.secret.has_value() && !hello.has_secret) {
     admission.refusal =
         "the target was started with a secret and the source was not; give both the same "

@@ -22,6 +22,13 @@ std::string socket_path(const std::string& text) {
   return text.starts_with("unix:") ? text.substr(5) : text;
 }
 
+std::string unix_path(const std::string& option, const std::string& text) {
+  if (!text.empty() && (!text.starts_with("unix:") || text.size() == 5)) {
+    complain(option, text, "use unix:PATH");
+  }
+  return socket_path(text);
+}
+
 QmpSocket parse_qmp(const std::string& text) {
   constexpr const char* kForm = "use unix:PATH or unix:PATH,events=off";
   if (!text.starts_with("unix:")) {

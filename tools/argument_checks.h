@@ -11,6 +11,9 @@
 /// option, the value and the remedy.
 namespace towline::tools {
 
+/// As QMP's x-towline-source-loss-deadline-s.
+constexpr unsigned kLongestLossDeadlineS = 1U << 30U;
+
 /// What CLI11 reports as its own.
 [[noreturn]] void complain(const std::string& option, const std::string& value,
                            const std::string& remedy);
@@ -20,6 +23,9 @@ std::uint64_t size_of(const std::string& option, const std::string& text);
 
 /// A socket's path, which may stand with unix: before it.
 std::string socket_path(const std::string& text);
+
+/// The path of "unix:PATH", and nothing else. Empty stays empty.
+std::string unix_path(const std::string& option, const std::string& text);
 
 /// "unix:PATH", with what QEMU is given for the same thing behind it, or ",events=off".
 QmpSocket parse_qmp(const std::string& text);

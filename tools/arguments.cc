@@ -72,12 +72,15 @@ void declare_page_server(CLI::App& app, PageServerArguments& server, PageServerT
 }
 
 void finish_page_server(PageServerArguments& server, const PageServerTexts& texts) {
-  server.listen = socket_path(server.listen);
+  server.listen = unix_path("--listen", server.listen);
   if (server.listen.empty() == (server.socket_fd < 0)) {
     throw CLI::RequiredError("Either --listen unix:PATH or --socket-fd N");
   }
   for (const auto& text : texts.qmp) {
     server.qmp.push_back(parse_qmp(text));
+    if (server.qmp.back().path == server.listen) {
+      complain("--qmp", text, "--listen is there; use another path");
+    }
   }
   server.log_level = log_level(texts.level);
 }

@@ -94,6 +94,10 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
       ->type_name("KIND");
   app.add_option("--memory-path", run.machine.memory_path,
                  "Guest memory in this file, or in a nameless one in this folder, on a tmpfs")
+      ->check([](const std::string& path) {
+        return path.empty() ? std::string("'' is no path; use a file or a folder on a tmpfs")
+                            : std::string();
+      })
       ->type_name("PATH");
   app.add_option("--vcpus", run.machine.vcpus, "Virtual CPUs (1)")->type_name("N");
   app.add_option("--cpu", texts.cpu,
@@ -129,6 +133,7 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
       ->type_name("POLICY");
   app.add_option("--source-loss-deadline", run.source_loss_deadline_s,
                  "Seconds of absence until that is done (60)")
+      ->check(CLI::Range(1U, kLongestLossDeadlineS))
       ->type_name("SECONDS");
   app.add_flag("--paused", run.machine.start_paused, "Do not run the guest before 'cont'");
   app.add_option("--name", run.machine.name, "Name of the machine (towline)")->type_name("NAME");
@@ -150,7 +155,12 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
     complain("--page-server", texts.page_server, server.error().detail);
   }
   run.page_server = server.value();
-  run.page_server_qmp = socket_path(run.page_server_qmp);
+  run.page_server_qmp = unix_path("--page-server-qmp", run.page_server_qmp);
+  for (const QmpSocket& socket : run.qmp) {
+    if (socket.path == run.page_server_qmp) {
+      complain("--page-server-qmp", run.page_server_qmp, "--qmp is there; use another path");
+    }
+  }
   if (run.machine.vcpus == 0) {
     complain("--vcpus", "0", "a machine has at least one");
   }
@@ -165,9 +175,6 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
         "--qmp unix:PATH, because --incoming defer waits for migrate-incoming");
   }
   run.source_loss = check_source_loss(texts.source_loss);
-  if (run.source_loss_deadline_s == 0) {
-    complain("--source-loss-deadline", "0", "use 1 or more");
-  }
   run.log_level = log_level(texts.level);
 }
 

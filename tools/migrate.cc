@@ -16,13 +16,18 @@
 #include "runtime/event_loop.h"
 #include "tools/move.h"
 #include "tools/move_summary.h"
+#include "tools/output.h"
 #include "tools/progress.h"
 #include "tools/qmp_client.h"
 
 namespace towline::tools {
 namespace {
 
+using monitor::Json;
+
 constexpr std::chrono::milliseconds kLookEvery{100};
+/// With a side that is stopped. An interruption waits so long for each.
+constexpr std::chrono::seconds kPatience{2};
 
 /// The move in progress, with its looks and interruptions as the loop's callbacks. They ask the
 /// machines and wait for the answers: nothing else depends on this loop.
@@ -36,6 +41,7 @@ class Watch {
         kLookEvery, [this] { look(); }, true);
     const auto interrupt = loop_.on_signal(SIGINT, [this] { interrupted(); });
     const auto terminate = loop_.on_signal(SIGTERM, [this] { interrupted(); });
+    const auto hang_up = loop_.on_signal(SIGHUP, [this] { interrupted(); });
     loop_.run();
     progress_.finish();
     return std::move(view_);
@@ -54,11 +60,16 @@ class Watch {
   }
 
   void interrupted() {
-    if (move_.cancel().ok()) {
+    const auto cancelled = move_.cancel();
+    if (cancelled.ok()) {
       progress_.say("cancelling; the guest stays at the source");
       return;  // The next looks tell when that is done.
     }
     view_ = move_.look();
+    if (!view_.end && cancelled.error().kind == base::ErrorKind::kOverloaded) {
+      view_.end = MoveEnd::kUndecided;
+      view_.reason = "the source does not answer; whether it obeys the cancel is not known";
+    }
     if (!view_.end) {
       view_.end = MoveEnd::kUndecided;
       view_.reason = "the guest was handed over already, so the move goes on without this command";
@@ -80,6 +91,8 @@ base::Expected<MoveView> carry_out(const MigrateArguments& arguments) {
   TRY(move.prepare());
   Watch watch(*loop, move);
   TRY(move.start());
+  source.set_patience(kPatience);
+  target.set_patience(kPatience);
   return watch.run();
 }
 
@@ -88,14 +101,23 @@ base::Expected<MoveView> carry_out(const MigrateArguments& arguments) {
 int migrate(const MigrateArguments& arguments) {
   auto view = carry_out(arguments);
   if (!view.ok()) {
-    fmt::print(stderr, "towline migrate: {}\n", base::to_string(view.error()));
+    put(stderr, fmt::format("towline migrate: {}\n", base::to_string(view.error())));
+    if (arguments.json) {
+      put(stdout, Json::object({{"status", "failed"},
+                                {"exit-status", static_cast<int>(MoveEnd::kFailed)},
+                                {"reason", base::to_string(view.error())}})
+                          .pretty() +
+                      "\n");
+    }
     return static_cast<int>(MoveEnd::kFailed);
   }
   if (arguments.json) {
-    fmt::print("{}\n", summary_json(view.value()).pretty());
+    put(stdout, fmt::format("{}\n", summary_json(view.value()).pretty()));
   } else {
-    fmt::print("{}", summary_text(view.value(), arguments.target));
+    put(stdout, fmt::format("{}", summary_text(view.value(), arguments.target)));
   }
+  // The status tells of the guest, whether or not the words were heard.
+  [[maybe_unused]] const bool heard = output_is_written();
   return static_cast<int>(*view.value().end);
 }
 

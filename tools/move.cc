@@ -36,12 +36,6 @@ const Json* first_address(const Json& migration) {
   return there ? &addresses->items()->front() : nullptr;
 }
 
-/// query-migrate's answer, or null when the machine is gone.
-Json migration_at(Peer& peer) {
-  auto answer = peer.execute("query-migrate");
-  return answer.ok() ? std::move(answer).value() : Json();
-}
-
 /// The reason a side gives, or else the other's.
 std::string reason_of(const Json& first, const Json& second) {
   std::string reason = text_of(first, "error-desc");
@@ -163,7 +157,28 @@ base::Outcome Move::cancel() {
 }
 
 MoveView Move::look() {
-  return judge(migration_at(source_), migration_at(target_));
+  std::string silent = ask(source_, arguments_.source, source_said_);
+  const std::string target = ask(target_, arguments_.target, target_said_);
+  if (silent.empty()) {
+    silent = target;
+  }
+  MoveView view = judge(source_said_, target_said_);
+  view.silent = std::move(silent);
+  return view;
+}
+
+// A process that says nothing may be stopped, and its guest with it: only one that went away is
+// gone.
+std::string Move::ask(Peer& peer, const std::string& path, Json& said) const {
+  auto answer = peer.execute("query-migrate");
+  if (answer.ok()) {
+    said = std::move(answer).value();
+  } else if (answer.error().kind == base::ErrorKind::kOverloaded) {
+    return fmt::format("the machine at '{}' does not answer; is it stopped?", path);
+  } else {
+    said = Json();
+  }
+  return {};
 }
 
 bool Move::paused_for_long(const std::string& source, const std::string& target) {

@@ -13,8 +13,9 @@ namespace towline::tools {
 
 /// One look at both ends.
 struct MoveView {
-  monitor::Json source;  ///< query-migrate's answer; null: that process is gone.
+  monitor::Json source;  ///< query-migrate's last answer; null: that process is gone.
   monitor::Json target;
+  std::string silent;          ///< Who does not answer now, for a person; empty when both do.
   std::optional<MoveEnd> end;  ///< Not set: the move goes on.
   std::string reason;          ///< Why it ended so, for a person; empty when it went well.
 };
@@ -43,8 +44,12 @@ class Move {
   [[nodiscard]] MoveView judge(monitor::Json source, monitor::Json target);
   [[nodiscard]] bool paused_for_long(const std::string& source, const std::string& target);
 
+  std::string ask(Peer& peer, const std::string& path, monitor::Json& said) const;
+
   Peer& source_;
   Peer& target_;
+  monitor::Json source_said_;  ///< query-migrate's last answer; null: that process is gone.
+  monitor::Json target_said_;
   const MigrateArguments& arguments_;
   std::string address_;  ///< What the source connects to.
   int paused_looks_ = 0;

@@ -1,11 +1,14 @@
 #include "tools/page_server.h"
 
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +19,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "runtime/event_loop.h"
+#include "tools/output.h"
 #include "tools/standby.h"
 #include "vmm/monitor/monitor.h"
 
@@ -102,6 +106,14 @@ void go_into_the_background() {
 
 int page_server(const PageServerArguments& arguments) {
   if (arguments.socket_fd >= 0) {
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (::getsockopt(arguments.socket_fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0) {
+      put(stderr, fmt::format("towline page-server: --socket-fd {} is no socket ({}); it is for a "
+                              "source that starts this, use --listen unix:PATH\n",
+                              arguments.socket_fd, std::strerror(errno)));
+      return 1;
+    }
     go_into_the_background();
     ::close_range(static_cast<unsigned>(arguments.socket_fd) + 1, ~0U, 0);
   }
@@ -110,7 +122,7 @@ int page_server(const PageServerArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   auto process = Process::create(arguments);
   if (!process.ok()) {
-    fmt::print(stderr, "towline page-server: {}\n", base::to_string(process.error()));
+    put(stderr, fmt::format("towline page-server: {}\n", base::to_string(process.error())));
     return 1;
   }
   return process.value()->run();

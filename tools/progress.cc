@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "tools/human.h"
+#include "tools/output.h"
 #include "vmm/monitor/json.h"
 
 namespace towline::tools {
@@ -84,9 +85,13 @@ void Progress::show(const MoveView& view, base::Instant now) {
     say(waits);  // Once, in full: a line in place has no room for it.
   }
   last_waits_ = std::move(waits);
+  if (view.silent != last_silent_ && !view.silent.empty()) {
+    say(view.silent);
+  }
+  last_silent_ = view.silent;
   const std::string text = line(view, now);
   if (terminal_) {
-    fmt::print(out_, "\r\033[K{}", text);
+    put(out_, fmt::format("\r\033[K{}", text));
     line_is_open_ = true;
   } else {
     const std::string status = text_of(view.source.is_null() ? view.target : view.source, "status");
@@ -95,14 +100,14 @@ void Progress::show(const MoveView& view, base::Instant now) {
     }
     last_status_ = status;
     last_line_ = now;
-    fmt::print(out_, "{}\n", text);
+    put(out_, fmt::format("{}\n", text));
   }
   std::fflush(out_);
 }
 
 void Progress::say(const std::string& text) {
   finish();
-  fmt::print(out_, "{}\n", text);
+  put(out_, fmt::format("{}\n", text));
   std::fflush(out_);
 }
 

@@ -39,6 +39,7 @@ class Progress {
   std::deque<Sample> samples_;  ///< The last two seconds.
   std::string last_status_;
   std::string last_waits_;
+  std::string last_silent_;
   base::Instant last_line_;
   bool line_is_open_ = false;
 };

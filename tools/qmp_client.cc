@@ -20,9 +20,6 @@ namespace {
 
 using monitor::Json;
 
-/// A machine answers within milliseconds whatever it does; this is for one that is stopped.
-constexpr std::chrono::seconds kAnswerWithin{10};
-
 /// No answer is near this long. Bytes.
 constexpr std::size_t kMaxLine = 16U << 20U;
 
@@ -47,7 +44,15 @@ base::Expected<QmpClient> QmpClient::connect(const std::string& path) {
                     path));
   }
   QmpClient client(path, std::move(fd));
-  const auto greeting = TRY(client.next_message(base::system_clock().now() + kAnswerWithin));
+  auto greeted = client.next_message(base::system_clock().now() + client.patience_);
+  if (!greeted.ok() && greeted.error().kind == base::ErrorKind::kDisconnected) {
+    return base::fail(
+        base::ErrorKind::kDisconnected, "greeting",
+        fmt::format("the machine at '{}' closed the connection at once: it is ending, "
+                    "or has all the QMP clients that it takes (64)",
+                    path));
+  }
+  const auto greeting = TRY(std::move(greeted));
   if (greeting.find("QMP") == nullptr) {
     return base::fail(base::ErrorKind::kCorrupt, "greeting",
                       fmt::format("what answers at '{}' does not speak QMP", path));
@@ -67,7 +72,7 @@ base::Expected<Json> QmpClient::execute(const std::string& command, const Json& 
     return base::fail(base::ErrorKind::kDisconnected, "write",
                       fmt::format("the machine at '{}' is gone", path_));
   }
-  const auto deadline = base::system_clock().now() + kAnswerWithin;
+  const auto deadline = base::system_clock().now() + patience_;
   while (true) {
     const Json answer = TRY(next_message(deadline));
     if (monitor::whole_of(answer, "id") != id) {
@@ -118,10 +123,10 @@ base::Outcome QmpClient::wait_readable(std::chrono::steady_clock::time_point dea
       return base::Done{};
     }
     if (ready == 0) {
-      return base::fail(base::ErrorKind::kDisconnected, "poll",
+      return base::fail(base::ErrorKind::kOverloaded, "poll",
                         fmt::format("the machine at '{}' has not answered within {} s; is it "
                                     "stopped?",
-                                    path_, kAnswerWithin.count()));
+                                    path_, patience_.count()));
     }
     if (errno != EINTR) {
       return base::fail_errno(base::ErrorKind::kDisconnected, "poll", path_);

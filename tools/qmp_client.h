@@ -23,7 +23,8 @@ class Peer {
   /// Sends a command and waits for its answer; events that come in between are dropped.
   /// `arguments` may be null: then there are none.
   ///
-  /// Errors: kRefused with the machine's own words; kDisconnected when the machine went away.
+  /// Errors: kRefused with the machine's own words; kDisconnected when the machine went away;
+  /// kOverloaded when it says nothing for so long that it may be stopped.
   virtual base::Expected<monitor::Json> execute(const std::string& command,
                                                 const monitor::Json& arguments) = 0;
 
@@ -41,14 +42,18 @@ class QmpClient final : public Peer {
  public:
   /// Connects to the unix socket `path` and negotiates.
   ///
-  /// Errors: kDisconnected when nobody is there or the greeting does not come in time;
-  /// each names the path.
+  /// Errors: kDisconnected when nobody is there, or it takes no client; kOverloaded when the
+  /// greeting does not come in time. Each names the path.
   static base::Expected<QmpClient> connect(const std::string& path);
 
-  /// Also kDisconnected, naming the path, when the machine says nothing for ten seconds.
+  /// kOverloaded, naming the path, after the patience. A later answer is known as late.
   base::Expected<monitor::Json> execute(const std::string& command,
                                         const monitor::Json& arguments) override;
   using Peer::execute;
+
+  /// How long an answer is waited for. A machine answers within milliseconds whatever it does; this
+  /// is for one that is stopped.
+  void set_patience(std::chrono::seconds patience) { patience_ = patience; }
 
   [[nodiscard]] const std::string& path() const { return path_; }
 
@@ -63,6 +68,7 @@ class QmpClient final : public Peer {
   base::OwnedFd fd_;
   std::string unread_;  ///< Bytes after the last whole line.
   std::uint64_t next_id_ = 1;
+  std::chrono::seconds patience_{10};
 };
 
 }  // namespace towline::tools

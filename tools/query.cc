@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "tools/human.h"
+#include "tools/output.h"
 #include "tools/qmp_client.h"
 #include "vmm/monitor/json.h"
 
@@ -18,7 +19,7 @@ using monitor::text_of;
 using monitor::whole_of;
 
 int fail(const char* command, const base::Error& error) {
-  fmt::print(stderr, "towline {}: {}\n", command, base::to_string(error));
+  put(stderr, fmt::format("towline {}: {}\n", command, base::to_string(error)));
   return 1;
 }
 
@@ -36,12 +37,13 @@ void print_faults(const Json& own) {
   if (faults == nullptr) {
     return;
   }
-  fmt::print("  faults    {} served, {} waiting\n", whole_of(*faults, "served"),
-             whole_of(*faults, "outstanding"));
+  put(stdout, fmt::format("  faults    {} served, {} waiting\n", whole_of(*faults, "served"),
+                          whole_of(*faults, "outstanding")));
   if (whole_of(*faults, "served") > 0) {
-    fmt::print("  stalls    half within {}, 99% within {}, longest {}\n",
-               human_us(number_of(*faults, "p50-us")), human_us(number_of(*faults, "p99-us")),
-               human_us(number_of(*faults, "max-us")));
+    put(stdout,
+        fmt::format("  stalls    half within {}, 99% within {}, longest {}\n",
+                    human_us(number_of(*faults, "p50-us")), human_us(number_of(*faults, "p99-us")),
+                    human_us(number_of(*faults, "max-us"))));
   }
 }
 
@@ -56,39 +58,42 @@ void print_source_loss(const Json& migration, const Json& own) {
     const std::string when = policy == "wait"
                                  ? std::string()
                                  : fmt::format(" after {} s", whole_of(*loss, "deadline-s"));
-    fmt::print("  missing   {} pages, {}; if the source stays away: {}{}\n",
-               whole_of(own, "remaining-pages"),
-               human_bytes(whole_of(*migration.find("ram"), "remaining")), policy, when);
+    put(stdout,
+        fmt::format("  missing   {} pages, {}; if the source stays away: {}{}\n",
+                    whole_of(own, "remaining-pages"),
+                    human_bytes(whole_of(*migration.find("ram"), "remaining")), policy, when));
   }
   if (whole_of(*loss, "poisoned-pages") > 0) {
-    fmt::print("  lost      {} pages, {}, are poisoned\n", whole_of(*loss, "poisoned-pages"),
-               human_bytes(whole_of(*loss, "poisoned-bytes")));
+    put(stdout,
+        fmt::format("  lost      {} pages, {}, are poisoned\n", whole_of(*loss, "poisoned-pages"),
+                    human_bytes(whole_of(*loss, "poisoned-bytes"))));
   }
 }
 
 void print_migration(const Json& migration) {
   const Json* own = migration.find("x-towline");
   if (own == nullptr) {
-    fmt::print("migration   none yet\n");
+    put(stdout, fmt::format("migration   none yet\n"));
     return;
   }
-  fmt::print("migration   {}, this is the {}\n", text_of(migration, "status"),
-             text_of(*own, "role"));
+  put(stdout, fmt::format("migration   {}, this is the {}\n", text_of(migration, "status"),
+                          text_of(*own, "role")));
   if (const Json* ram = migration.find("ram")) {
-    fmt::print("  memory    {} of {} still to go, {} sent, {:.0f} Mbit/s\n",
-               human_bytes(whole_of(*ram, "remaining")), human_bytes(whole_of(*ram, "total")),
-               human_bytes(whole_of(*ram, "transferred")), number_of(*ram, "mbps"));
+    put(stdout,
+        fmt::format("  memory    {} of {} still to go, {} sent, {:.0f} Mbit/s\n",
+                    human_bytes(whole_of(*ram, "remaining")), human_bytes(whole_of(*ram, "total")),
+                    human_bytes(whole_of(*ram, "transferred")), number_of(*ram, "mbps")));
   }
   if (own->find("blackout-ms") != nullptr) {
-    fmt::print("  blackout  {}\n", human_us(number_of(*own, "blackout-ms") * 1000));
+    put(stdout, fmt::format("  blackout  {}\n", human_us(number_of(*own, "blackout-ms") * 1000)));
   }
   if (const std::string waits = text_of(*own, "waits-for"); !waits.empty()) {
-    fmt::print("  waits for {}\n", waits);
+    put(stdout, fmt::format("  waits for {}\n", waits));
   }
   print_source_loss(migration, *own);
   print_faults(*own);
   if (const std::string error = text_of(migration, "error-desc"); !error.empty()) {
-    fmt::print("  reason    {}\n", error);
+    put(stdout, fmt::format("  reason    {}\n", error));
   }
 }
 
@@ -100,16 +105,17 @@ int status(const StatusArguments& arguments) {
     return fail("status", answer.error());
   }
   if (arguments.json) {
-    fmt::print("{}\n", answer.value().pretty());
-    return 0;
+    put(stdout, fmt::format("{}\n", answer.value().pretty()));
+    return output_is_written() ? 0 : 1;
   }
   const Json& machine = *answer.value().find("machine");
-  fmt::print("machine     {}, {}\n", text_of(answer.value(), "name"), text_of(machine, "status"));
+  put(stdout, fmt::format("machine     {}, {}\n", text_of(answer.value(), "name"),
+                          text_of(machine, "status")));
   if (const std::string reason = text_of(machine, "x-towline-reason"); !reason.empty()) {
-    fmt::print("  reason    {}\n", reason);
+    put(stdout, fmt::format("  reason    {}\n", reason));
   }
   print_migration(*answer.value().find("migration"));
-  return 0;
+  return output_is_written() ? 0 : 1;
 }
 
 int qmp(const QmpArguments& arguments) {
@@ -121,8 +127,8 @@ int qmp(const QmpArguments& arguments) {
   if (!answer.ok()) {
     return fail("qmp", answer.error());
   }
-  fmt::print("{}\n", answer.value().pretty());
-  return 0;
+  put(stdout, fmt::format("{}\n", answer.value().pretty()));
+  return output_is_written() ? 0 : 1;
 }
 
 }  // namespace towline::tools

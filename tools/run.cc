@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "runtime/event_loop.h"
 #include "runtime/options.h"
+#include "tools/output.h"
 #include "vmm/machine.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/monitor.h"
@@ -166,7 +167,7 @@ int run(const RunArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   auto process = Process::create(arguments);
   if (!process.ok()) {
-    fmt::print(stderr, "towline run: {}\n", base::to_string(process.error()));
+    put(stderr, fmt::format("towline run: {}\n", base::to_string(process.error())));
     return 1;
   }
   return process.value()->run();

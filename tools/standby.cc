@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "runtime/source_driver.h"
 #include "runtime/standby_process.h"
+#include "tools/output.h"
 
 namespace towline::tools {
 namespace {
@@ -379,11 +380,11 @@ void Standby::on_status(MigrationStatus status) {
 }
 
 void Standby::finish() {
-  fmt::print(
-      "moved: the target has all of the guest's memory; its source, process {}, ended on "
-      "the way\n",
-      session_->source);
-  std::fflush(stdout);
+  put(stdout,
+      fmt::format("moved: the target has all of the guest's memory; its source, process {}, ended "
+                  "on the way\n",
+                  session_->source));
+  [[maybe_unused]] const bool heard = output_is_written();
   forget("the target has all of the guest's memory");
 }
 

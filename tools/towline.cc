@@ -1,3 +1,4 @@
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <variant>
@@ -39,6 +40,7 @@ int start(const PageServerArguments& arguments) {
 // NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   using namespace towline::tools;  // NOLINT(google-build-using-namespace): main() is theirs.
+  std::signal(SIGPIPE, SIG_IGN);   // Who reads what is said may leave; the move goes on.
   const auto arguments = parse_arguments({argv + 1, argv + argc});
   if (!arguments.ok()) {
     std::fputs(arguments.error().text.c_str(), arguments.error().code == 0 ? stdout : stderr);

@@ -6,6 +6,7 @@ import subprocess
 import unittest
 
 import vm
+import waiting
 
 NOBODY = 65534
 
@@ -36,6 +37,27 @@ class BadInput(RefusalCase):
 
     def test_an_unknown_option_is_named(self):
         self.refused_run('--colour', extra=['--colour', 'red'])
+
+    def test_words_that_cannot_be_written_end_nothing_by_a_signal(self):
+        for words in (['status', 'nosuch'], ['qmp', 'nosuch', 'query-status'],
+                      ['migrate', 'nosuch', 'nobody'], ['run', '--kernel', '/nosuch'],
+                      ['run', '--colour']):
+            with open('/dev/full', 'w', encoding='utf-8') as full:
+                done = subprocess.run([vm.TOWLINE, *words], stderr=full, check=False,
+                                      stdin=subprocess.DEVNULL, timeout=waiting.LIMIT_S)
+            self.assertIn(done.returncode, (1, 2), words)
+
+    def test_a_result_that_cannot_be_written_is_no_success(self):
+        machine = self.run_vm()
+        machine.qmp.run_state()
+        with open('/dev/full', 'w', encoding='utf-8') as full:
+            done = subprocess.run([vm.TOWLINE, 'status', machine.qmp_path], stdout=full, text=True,
+                                  stderr=subprocess.PIPE, check=False, timeout=waiting.LIMIT_S)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, 'No space left')
+
+    def test_a_descriptor_that_is_no_socket_is_named(self):
+        self.refused(self.towline('page-server', '--socket-fd', '99'), '--socket-fd 99')
 
     def test_an_unknown_subcommand_is_refused(self):
         self.refused(self.towline('fly'), 'subcommand')

@@ -1,6 +1,7 @@
 """Whole moves that go well: the guest itself confirms every page, in its new process."""
 import json
 import signal
+import subprocess
 import socket
 import unittest
 
@@ -303,8 +304,33 @@ class Managers(moves.MoveCase):
         self.guest.moved_to(self.target)
         self.verdict()
 
+    def test_towline_migrate_whose_words_go_nowhere_moves_all_the_same(self):
+        self.pair(relayed=False)
+        with open('/dev/full', 'w', encoding='utf-8') as full:
+            done = subprocess.run(
+                [vm.TOWLINE, 'migrate', self.source.qmp_path, self.target.qmp_path, '--via',
+                 self.uri, '--json'], stdout=full, stderr=full, check=False,
+                stdin=subprocess.DEVNULL, timeout=waiting.LIMIT_S)
+        self.assertEqual(done.returncode, 0)
+        self.guest.moved_to(self.target)
+        self.verdict()
+
+    def test_a_source_that_is_stopped_is_not_called_dead(self):
+        self.pair()
+        gate = self.relay.on('bulk', 'target', wire.PAGES, relay.Hold())
+        mover = self.mover()
+        gate.wait()
+        self.source.signal(signal.SIGSTOP)
+        mover.err.wait_for(lambda line: 'does not answer' in line, 'a silent source')
+        mover.signal(signal.SIGINT)
+        self.assertEqual(mover.wait(), 4, mover.err.text())
+        self.assertIn('whether it obeys the cancel', mover.out.text())
+        self.source.signal(signal.SIGCONT)
+        self.source.qmp.wait_status('cancelled')
+        self.source_runs_on()
+
     def test_towline_migrate_that_is_interrupted_before_the_switch_cancels(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with self.subTest(signal=number):
                 self.pair()
                 gate = self.relay.on('bulk', 'target', wire.PAGES, relay.Hold())

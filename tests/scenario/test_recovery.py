@@ -147,6 +147,27 @@ class ByItself(RecoveryCase):
                 for machine in (self.source, self.target):
                     machine.close()
 
+    def test_how_much_is_left_is_known_while_both_ends_compare(self):
+        self.in_postcopy()
+        comparing = self.relay.on('control', 'source', wire.MISSING, relay.Hold())
+        self.relay.cut()
+        comparing.wait()
+        self.assertGreater(self.source.qmp.migration()['ram']['remaining'], moves.MIB)
+        self.relay.release()
+        self.wait_recovered()
+        self.finish()
+
+    def test_another_process_at_the_targets_address_is_told_as_that(self):
+        self.in_postcopy()
+        self.target.kill()
+        other, address = self.listening('other')
+        self.relay.target = address
+        self.relay.cut()
+        waiting.until(lambda: 'this process is another one' in
+                      self.source.qmp.migration().get('error-desc', ''), 'the reason')
+        self.assertEqual(other.qmp.run_state(), 'inmigrate')
+        self.assertNotEqual(self.source.qmp.run_state(), 'running')
+
     def test_a_page_that_was_asked_for_and_never_came_is_asked_for_again(self):
         self.pair()
         self.stopped_in_postcopy()

@@ -118,7 +118,10 @@ TEST_CASE("a bad value is named with what would be good") {
   bad(run_with({"--memory", "5000"}), {"--memory", "'5000'", "4096"});
   bad(run_with({"--memory", "-1"}), {"--memory"});
   bad(run_with({"--source-loss", "forget"}), {"forget", "wait", "poison", "give-up"});
-  bad(run_with({"--source-loss-deadline", "0"}), {"--source-loss-deadline", "1 or more"});
+  bad(run_with({"--source-loss-deadline", "0"}), {"--source-loss-deadline", "1 to"});
+  bad({"migrate", "/a", "/b", "--source-loss-deadline", "0"}, {"--source-loss-deadline", "1 to"});
+  bad(run_with({"--source-loss-deadline", "4294967295"}), {"--source-loss-deadline", "1 to"});
+  bad(run_with({"--memory-path", ""}), {"--memory-path", "tmpfs"});
   bad(run_with({"--memory-backing", "hugetlb", "--memory", "5M"}), {"--memory", "'5M'", "use 6M"});
   bad(run_with({"--memory-backing", "hugetlb", "--memory-path", "/dev/shm"}),
       {"--memory-path", "/dev/shm", "hugetlb"});
@@ -155,6 +158,8 @@ TEST_CASE("a page server listens, or serves the one source that it was started b
   CHECK(daemon.name == "vm1");
   CHECK(good<PageServerArguments>({"page-server", "--socket-fd", "3"}).socket_fd == 3);
   bad({"page-server"}, {"--listen"});
+  bad({"page-server", "--listen", "tcp:127.0.0.1:3"}, {"--listen", "'tcp:127.0.0.1:3'", "unix:PATH"});
+  bad({"page-server", "--listen", "unix:/a", "--qmp", "unix:/a"}, {"--qmp", "'unix:/a'", "--listen"});
   bad({"page-server", "--listen", "unix:/a", "--socket-fd", "3"}, {"--listen"});
 }
 
@@ -165,6 +170,8 @@ TEST_CASE("a machine says who holds its memory when it dies in post-copy") {
       run_with({"--page-server", "own", "--page-server-qmp", "unix:/run/pages.qmp"}));
   CHECK(own.page_server.kind == Kind::kOwn);
   CHECK(own.page_server_qmp == "/run/pages.qmp");
+  bad(run_with({"--page-server-qmp", "pages"}), {"--page-server-qmp", "'pages'", "unix:PATH"});
+  bad(run_with({"--qmp", "unix:/a", "--page-server-qmp", "unix:/a"}), {"--page-server-qmp", "--qmp"});
   CHECK(good<RunArguments>(run_with({"--page-server", "scope"})).page_server.kind == Kind::kScope);
   const auto daemon = good<RunArguments>(run_with({"--page-server", "unix:/run/a"}));
   CHECK(daemon.page_server.kind == Kind::kDaemon);

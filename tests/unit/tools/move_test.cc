@@ -28,6 +28,9 @@ class FakePeer final : public Peer {
     if (gone) {
       return base::fail(base::ErrorKind::kDisconnected, "read", "gone");
     }
+    if (silent) {
+      return base::fail(base::ErrorKind::kOverloaded, "poll", "silent");
+    }
     if (!command.starts_with("query-")) {
       asked.push_back(command + (arguments.is_null() ? "" : " " + arguments.dump()));
     }
@@ -61,6 +64,7 @@ class FakePeer final : public Peer {
   }
 
   bool gone = false;
+  bool silent = false;
   std::string state;
   Json migration = Json::object();
   std::map<std::string, std::string> refusals;
@@ -195,6 +199,23 @@ TEST_CASE("a source that dies before the switch takes the guest with it") {
   const auto view = pair.move.look();
   CHECK(view.end == MoveEnd::kFailed);
   CHECK(has(view.reason, "its guest"));
+}
+
+TEST_CASE("a source that only says nothing has not died, and is told to be silent") {
+  Pair pair;
+  pair.begin();
+  CHECK(pair.move.look().silent.empty());
+  pair.source.silent = true;
+  MoveView view = pair.move.look();
+  CHECK_FALSE(view.end.has_value());
+  CHECK(has(view.silent, "/source.qmp"));
+  CHECK(text_of(view.source, "status") == "active");
+  pair.source.silent = false;
+  pair.source.becomes("completed");
+  pair.target.becomes("completed");
+  view = pair.move.look();
+  CHECK(view.end == MoveEnd::kMoved);
+  CHECK(view.silent.empty());
 }
 
 TEST_CASE("a source that dies after the switch leaves the guest at the target, whole or not") {
