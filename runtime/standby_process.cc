@@ -132,8 +132,9 @@ base::Outcome start_process(const std::vector<std::string>& command, int passed)
   }
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     return fail(ErrorKind::kFailed, "page server",
-                fmt::format("'{}' ended at once, with status {:#x}; the log has its reason",
-                            command.front(), status));
+                fmt::format("'{}' ended at once, {}; the log has its reason", command.front(),
+                            WIFEXITED(status) ? fmt::format("with status {}", WEXITSTATUS(status))
+                                              : fmt::format("by signal {}", WTERMSIG(status))));
   }
   return base::Done{};
 }

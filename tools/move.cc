@@ -56,7 +56,11 @@ bool is_wildcard(const runtime::Uri& uri) {
 }  // namespace
 
 Move::Move(Peer& source, Peer& target, const MigrateArguments& arguments)
-    : source_(source), target_(target), arguments_(arguments) {
+    : source_(source),
+      target_(target),
+      source_said_(Json::object()),  // Both are there before they have said anything.
+      target_said_(Json::object()),
+      arguments_(arguments) {
 }
 
 base::Outcome Move::prepare() {
@@ -68,8 +72,10 @@ base::Outcome Move::prepare() {
 base::Outcome Move::check_states() {
   const std::string source = text_of(TRY(source_.execute("query-status")), "status");
   if (source != "running" && source != "paused" && source != "prelaunch") {
-    return refuse(fmt::format("the source at '{}' has no guest to move: its state is '{}'",
-                              arguments_.source, source));
+    return refuse(
+        fmt::format("the source at '{}' has no guest to move: its state is '{}'; "
+                    "'towline status {}' tells where the guest is",
+                    arguments_.source, source, arguments_.source));
   }
   const std::string target = text_of(TRY(target_.execute("query-status")), "status");
   if (target != "inmigrate") {

@@ -50,7 +50,8 @@ std::string headline(const MoveView& view, const std::string& target_path) {
     case MoveEnd::kMoved:
       return fmt::format("Moved in {:.2f} s: the guest runs at the target.", seconds);
     case MoveEnd::kFailed:
-      return fmt::format("Failed: {}.", view.reason.empty() ? "no reason known" : view.reason);
+      return fmt::format("Failed: {}.{}", view.reason.empty() ? "no reason known" : view.reason,
+                         view.source.is_null() ? "" : "\nThe guest is at the source, as before.");
     case MoveEnd::kCancelled:
       return "Cancelled: the guest runs on at the source.";
     case MoveEnd::kUndecided:

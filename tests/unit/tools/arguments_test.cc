@@ -158,8 +158,10 @@ TEST_CASE("a page server listens, or serves the one source that it was started b
   CHECK(daemon.name == "vm1");
   CHECK(good<PageServerArguments>({"page-server", "--socket-fd", "3"}).socket_fd == 3);
   bad({"page-server"}, {"--listen"});
-  bad({"page-server", "--listen", "tcp:127.0.0.1:3"}, {"--listen", "'tcp:127.0.0.1:3'", "unix:PATH"});
-  bad({"page-server", "--listen", "unix:/a", "--qmp", "unix:/a"}, {"--qmp", "'unix:/a'", "--listen"});
+  bad({"page-server", "--listen", "tcp:127.0.0.1:3"},
+      {"--listen", "'tcp:127.0.0.1:3'", "unix:PATH"});
+  bad({"page-server", "--listen", "unix:/a", "--qmp", "unix:/a"},
+      {"--qmp", "'unix:/a'", "--listen"});
   bad({"page-server", "--listen", "unix:/a", "--socket-fd", "3"}, {"--listen"});
 }
 
@@ -171,7 +173,8 @@ TEST_CASE("a machine says who holds its memory when it dies in post-copy") {
   CHECK(own.page_server.kind == Kind::kOwn);
   CHECK(own.page_server_qmp == "/run/pages.qmp");
   bad(run_with({"--page-server-qmp", "pages"}), {"--page-server-qmp", "'pages'", "unix:PATH"});
-  bad(run_with({"--qmp", "unix:/a", "--page-server-qmp", "unix:/a"}), {"--page-server-qmp", "--qmp"});
+  bad(run_with({"--qmp", "unix:/a", "--page-server-qmp", "unix:/a"}),
+      {"--page-server-qmp", "--qmp"});
   CHECK(good<RunArguments>(run_with({"--page-server", "scope"})).page_server.kind == Kind::kScope);
   const auto daemon = good<RunArguments>(run_with({"--page-server", "unix:/run/a"}));
   CHECK(daemon.page_server.kind == Kind::kDaemon);

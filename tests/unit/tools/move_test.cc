@@ -201,6 +201,15 @@ TEST_CASE("a source that dies before the switch takes the guest with it") {
   CHECK(has(view.reason, "its guest"));
 }
 
+TEST_CASE("a source that has not said anything yet has not died either") {
+  Pair pair;
+  pair.begin();
+  pair.source.silent = true;
+  const MoveView view = pair.move.look();
+  CHECK_FALSE(view.end.has_value());
+  CHECK(has(view.silent, "/source.qmp"));
+}
+
 TEST_CASE("a source that only says nothing has not died, and is told to be silent") {
   Pair pair;
   pair.begin();
