@@ -1,8 +1,13 @@
 #include "tools/qmp_client.h"
 
+#include <chrono>
+#include <functional>
 #include <future>
+#include <memory>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -35,6 +40,21 @@ class Server {
 
   void tell(const char* event) {
     desk_.loop->post([this, event] { server_.broadcast(event, Json()); });
+  }
+
+  /// Calls `ask` while nothing is read here.
+  base::Expected<Json> while_it_sleeps(const std::function<base::Expected<Json>()>& ask) {
+    // Shared: the loop's thread is still inside set_value() when this one goes on.
+    const auto asleep = std::make_shared<std::promise<void>>();
+    std::promise<void> awake;
+    desk_.loop->post([asleep, until = awake.get_future().share()] {
+      asleep->set_value();
+      until.wait();
+    });
+    asleep->get_future().wait();
+    auto answer = ask();
+    awake.set_value();
+    return answer;
   }
 
   void hang_up() {
@@ -91,6 +111,35 @@ TEST_CASE("a machine that went away is named by its socket") {
   REQUIRE_FALSE(lost.ok());
   CHECK(lost.error().kind == base::ErrorKind::kDisconnected);
   CHECK(has(lost.error().detail, server.path()));
+}
+
+TEST_CASE("a machine that has all the clients that it takes is not called gone") {
+  Server server;
+  std::vector<QmpClient> clients;
+  for (int i = 0; i < 64; ++i) {
+    auto client = QmpClient::connect(server.path());
+    REQUIRE(client.ok());
+    clients.push_back(std::move(client).value());
+  }
+  const auto refused = QmpClient::connect(server.path());
+  REQUIRE_FALSE(refused.ok());
+  CHECK(has(refused.error().detail, server.path()));
+  CHECK(has(refused.error().detail, "64"));
+}
+
+TEST_CASE("a machine that says nothing in time is silent, and its late answer no other's") {
+  Server server;
+  auto client = QmpClient::connect(server.path());
+  REQUIRE(client.ok());
+  client.value().set_patience(std::chrono::seconds(0));
+  const auto silent = server.while_it_sleeps([&] { return client.value().execute("query-name"); });
+  REQUIRE_FALSE(silent.ok());
+  CHECK(silent.error().kind == base::ErrorKind::kOverloaded);
+  CHECK(has(silent.error().detail, server.path()));
+  client.value().set_patience(std::chrono::seconds(10));
+  const auto answer = client.value().execute("query-status");
+  REQUIRE(answer.ok());
+  CHECK(monitor::text_of(answer.value(), "status") == "running");
 }
 
 TEST_CASE("a socket where nobody answers is named, with where it comes from") {
