@@ -13,7 +13,6 @@ namespace {
 
 using base::ErrorKind;
 using base::LogLevel;
-using base::Outcome;
 using wire::FrameHeader;
 using wire::FrameType;
 

@@ -5,7 +5,7 @@
 
 #include "tools/arguments.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): CLI11 names it so.
 class App;
 }  // namespace CLI
 

@@ -1,9 +1,8 @@
 #include "tools/output.h"
 
-#include <cerrno>
-#include <cstring>
-
 #include <fmt/format.h>
+
+#include "base/error.h"
 
 namespace towline::tools {
 
@@ -15,8 +14,9 @@ bool output_is_written() {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
     return true;
   }
-  put(stderr, fmt::format("towline: standard output cannot be written ({}); the result is lost\n",
-                          std::strerror(errno)));
+  const auto why = base::fail_errno(base::ErrorKind::kFailed, "write",
+                                    "standard output cannot be written; the result is lost");
+  put(stderr, fmt::format("towline: {}\n", base::to_string(why.error)));
   return false;
 }
 

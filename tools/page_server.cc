@@ -4,11 +4,9 @@
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -109,9 +107,12 @@ int page_server(const PageServerArguments& arguments) {
     int type = 0;
     socklen_t size = sizeof type;
     if (::getsockopt(arguments.socket_fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0) {
-      put(stderr, fmt::format("towline page-server: --socket-fd {} is no socket ({}); it is for a "
-                              "source that starts this, use --listen unix:PATH\n",
-                              arguments.socket_fd, std::strerror(errno)));
+      const auto why = base::fail_errno(
+          base::ErrorKind::kRefused, "getsockopt",
+          fmt::format("--socket-fd {} is no socket; it is for a source that starts this, use "
+                      "--listen unix:PATH",
+                      arguments.socket_fd));
+      put(stderr, fmt::format("towline page-server: {}\n", base::to_string(why.error)));
       return 1;
     }
     go_into_the_background();

@@ -20,7 +20,7 @@ ENTERS_THROUGH = {
     'event2/': r'runtime/event_loop\.',
     'cereal/': r'runtime/machine_state\.',
     'nlohmann/': r'vmm/monitor/json\.',
-    'CLI/': r'tools/arguments\.',
+    'CLI/': r'tools/argument(s|_checks|s_migrate|s_run)\.',
     'spdlog/': r'base/log\.',
     'openssl/': r'runtime/secure\.',
     'linux/kvm.h': r'vmm/kvm\.',
