@@ -1,4 +1,5 @@
 """What a user can get wrong: each is refused with the thing, its value and the remedy named."""
+import json
 import os
 import socket
 import struct
@@ -55,6 +56,13 @@ class BadInput(RefusalCase):
                                   stderr=subprocess.PIPE, check=False, timeout=waiting.LIMIT_S)
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, 'No space left')
+
+    def test_a_program_reads_that_nothing_was_begun(self):
+        mover = self.towline('migrate', 'nosuch', 'nobody', '--json')
+        self.refused(mover, "'nosuch'")
+        said = json.loads(mover.out.text())
+        self.assertEqual((said['status'], said['exit-status']), ('failed', 1))
+        self.assertIn("'nosuch'", said['reason'])
 
     def test_a_descriptor_that_is_no_socket_is_named(self):
         self.refused(self.towline('page-server', '--socket-fd', '99'), '--socket-fd 99')
