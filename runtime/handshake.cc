@@ -161,14 +161,10 @@ Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& option
   auto fd = TRY(connect_to(target, options.connect_timeout, waiting_on));
   set_receive_timeout(fd.get(), options.handshake_timeout);
   auto lane = std::make_unique<Lane>(std::move(fd), role, wire::Direction::kToSource);
-  if (waiting_on) {
-    waiting_on(lane->fd());
-  }
-  auto shaken = shake_hands(*lane, target, identity, number);
-  if (waiting_on) {
-    waiting_on(-1);
-  }
-  const auto reply = TRY(std::move(shaken));
+  const auto reply = TRY([&] {
+    const WaitingNote note(waiting_on, lane->fd());
+    return shake_hands(*lane, target, identity, number);
+  }());
   set_receive_timeout(lane->fd(), std::chrono::milliseconds(0));
   if (role == wire::LaneRole::kBulk) {
     tune_bulk(lane->fd());

@@ -68,6 +68,9 @@ struct PageServerChoice {
   [[nodiscard]] std::string to_string() const;
 };
 
+/// The largest `source_loss_deadline` that a user may set.
+constexpr std::uint32_t kLongestSourceLossDeadlineS = 1U << 30U;
+
 /// Everything that can be set for one migration, with unit, default and reason.
 struct MigrationOptions {
   SwitchPolicy switch_policy = SwitchPolicy::kManual;

@@ -102,14 +102,8 @@ Expected<OwnedFd> connect_address(const sockaddr* address, socklen_t size, int f
                         fmt::format("cannot connect to '{}'", uri.to_string()));
     }
     // Not before: a socket that does not connect yet cannot be shut down.
-    if (waiting_on) {
-      waiting_on(fd.get());
-    }
-    const auto finished = finish_connect(fd.get(), uri, timeout);
-    if (waiting_on) {
-      waiting_on(-1);
-    }
-    TRY(base::Outcome(finished));
+    const WaitingNote note(waiting_on, fd.get());
+    TRY(finish_connect(fd.get(), uri, timeout));
   }
   TRY(set_blocking(fd.get(), true));
   return fd;

@@ -15,6 +15,26 @@ namespace towline::runtime {
 /// of that shuts it down meanwhile (shutdown(2)).
 using WaitingOn = std::function<void(int)>;
 
+/// Tells `waiting_on`, if there is one, of `fd` for as long as this lives: not longer than `fd`.
+class WaitingNote {
+ public:
+  WaitingNote(const WaitingOn& waiting_on, int fd) : waiting_on_(waiting_on) { tell(fd); }
+
+  WaitingNote(const WaitingNote&) = delete;
+  WaitingNote& operator=(const WaitingNote&) = delete;
+
+  ~WaitingNote() { tell(-1); }
+
+ private:
+  void tell(int fd) const {
+    if (waiting_on_) {
+      waiting_on_(fd);
+    }
+  }
+
+  const WaitingOn& waiting_on_;
+};
+
 /// Connects within `timeout`; the result is blocking.
 ///
 /// Errors: kDisconnected with the reason ("Connection refused", "timed out after 5000 ms").

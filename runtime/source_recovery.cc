@@ -171,10 +171,7 @@ Outcome SourceDriver::reconnect(const Attempt& attempt) {
     if (!left_before_.has_value()) {
       left_before_ = owed_.count();
     }
-  }
-  owed_.clear();
-  {
-    const base::Lock lock(mutex_);
+    owed_.clear();
     control_ = std::move(opened.lane);
     replaces_lanes_ = (opened.reply.features & wire::kFeatureReplaceLane) != 0;
     if (!attempt.by_hand) {

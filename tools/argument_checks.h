@@ -11,9 +11,6 @@
 /// option, the value and the remedy.
 namespace towline::tools {
 
-/// As QMP's x-towline-source-loss-deadline-s.
-constexpr unsigned kLongestLossDeadlineS = 1U << 30U;
-
 /// What CLI11 reports as its own.
 [[noreturn]] void complain(const std::string& option, const std::string& value,
                            const std::string& remedy);

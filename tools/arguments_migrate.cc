@@ -1,5 +1,6 @@
 #include "tools/arguments_migrate.h"
 
+#include "runtime/options.h"
 #include "tools/argument_checks.h"
 
 #include <CLI/CLI.hpp>
@@ -56,7 +57,7 @@ void declare_migrate(CLI::App& app, MigrateArguments& migrate, MigrateTexts& tex
       ->type_name("POLICY");
   app.add_option("--source-loss-deadline", migrate.source_loss_deadline_s,
                  "Seconds of absence until that is done")
-      ->check(CLI::Range(1U, kLongestLossDeadlineS))
+      ->check(CLI::Range(1U, runtime::kLongestSourceLossDeadlineS))
       ->type_name("SECONDS");
   app.add_flag("--json", migrate.json, "The result as one JSON object on standard output");
   app.footer(kMigrateFooter);

@@ -133,7 +133,7 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
       ->type_name("POLICY");
   app.add_option("--source-loss-deadline", run.source_loss_deadline_s,
                  "Seconds of absence until that is done (60)")
-      ->check(CLI::Range(1U, kLongestLossDeadlineS))
+      ->check(CLI::Range(1U, runtime::kLongestSourceLossDeadlineS))
       ->type_name("SECONDS");
   app.add_flag("--paused", run.machine.start_paused, "Do not run the guest before 'cont'");
   app.add_option("--name", run.machine.name, "Name of the machine (towline)")->type_name("NAME");

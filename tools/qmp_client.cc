@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "base/clock.h"
+#include "vmm/monitor/qmp_server.h"
 
 namespace towline::tools {
 namespace {
@@ -49,8 +50,8 @@ base::Expected<QmpClient> QmpClient::connect(const std::string& path) {
     return base::fail(
         base::ErrorKind::kDisconnected, "greeting",
         fmt::format("the machine at '{}' closed the connection at once: it is ending, "
-                    "or has all the QMP clients that it takes (64)",
-                    path));
+                    "or has all the QMP clients that it takes ({})",
+                    path, monitor::kMaxClients));
   }
   const auto greeting = TRY(std::move(greeted));
   if (greeting.find("QMP") == nullptr) {

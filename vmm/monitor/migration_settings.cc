@@ -170,7 +170,8 @@ base::Outcome set_recovery(MigrationSettings& settings, const Json::Member& memb
     return base::Done{};
   }
   if (member.name == "x-towline-source-loss-deadline-s") {
-    return set_number(settings.source_loss_deadline_s, member, 1, 1U << 30U, " s");
+    return set_number(settings.source_loss_deadline_s, member, 1,
+                      runtime::kLongestSourceLossDeadlineS, " s");
   }
   if (member.name == "x-towline-memory-reserve") {
     return set_number(settings.memory_reserve, member, 0, 1ULL << 50U, " bytes");
