@@ -95,7 +95,6 @@ struct MigrationOptions {
   SourceLoss source_loss = SourceLoss::kWait;     ///< At the target. Can change at any time.
   std::chrono::seconds source_loss_deadline{60};  ///< Paused for so long: it is done.
   PageServerChoice page_server;                   ///< Source.
-  bool postcopy_enabled = true;                   ///< QEMU's postcopy-ram capability.
   std::optional<std::string> secret;  ///< From --secret FILE: proves both ends to each other.
 };
 

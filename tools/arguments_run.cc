@@ -18,8 +18,8 @@ constexpr const char* kRunFooter = R"(Examples:
 
 The process ends with 0 when the guest switched itself off or 'quit' was ordered, with 1 when it
 cannot start or an incoming migration failed, with 2 for a wrong command line.
-SIGINT and SIGTERM are refused while ending would lose a guest; a second one within five seconds
-is obeyed.)";
+SIGINT, SIGTERM and SIGHUP are refused while ending would lose a guest, however many come; what is
+refused to them, 'quit' with "x-force": true does.)";
 
 void check_serial(const std::string& text) {
   const bool path = (text.starts_with("file:") || text.starts_with("unix:")) && text.size() > 5;

@@ -14,7 +14,6 @@
 
 #include <fmt/format.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "runtime/event_loop.h"
 #include "tools/output.h"
@@ -38,8 +37,12 @@ class Process {
     made->guest_ = std::make_unique<KeptGuest>(arguments.name, made->store_.present());
     made->factory_ = std::make_unique<KeptMigrations>();
     const monitor::Monitor::Parts parts{*made->loop_, *made->guest_, *made->factory_,
-                                        *made->events_, base::system_clock()};
-    made->monitor_ = std::make_unique<monitor::Monitor>(parts, monitor::MigrationConfig{},
+                                        *made->events_};
+    // Only a move that was called post-copy leaves a page server, and its guest runs nowhere: it
+    // goes to a new target as soon as it can.
+    monitor::MigrationConfig config;
+    config.switch_policy = runtime::SwitchPolicy::kAfterPass;
+    made->monitor_ = std::make_unique<monitor::Monitor>(parts, std::move(config),
                                                         [process = made.get()](monitor::Exit how) {
                                                           process->exit_ = how;
                                                           process->loop_->stop();

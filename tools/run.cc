@@ -126,7 +126,7 @@ class Process {
   void make_monitor(monitor::MigrationConfig config) {
     guest_ = monitor::make_guest(*machine_);
     factory_ = monitor::make_migration_factory(*machine_);
-    const monitor::Monitor::Parts parts{*loop_, *guest_, *factory_, *events_, base::system_clock()};
+    const monitor::Monitor::Parts parts{*loop_, *guest_, *factory_, *events_};
     monitor_ =
         std::make_unique<monitor::Monitor>(parts, std::move(config), [this](monitor::Exit how) {
           exit_ = how;

@@ -208,6 +208,7 @@ class BadInput(RefusalCase):
                                          lambda: process.poll() is None))
         with self.assertRaises(vm.qmp.QmpError):
             client('migrate', uri='nonsense')  # Something to log.
+        client.set_capabilities(postcopy_ram=True)
         client('migrate', uri='tcp:127.0.0.1:1')
         client.wait_status_of_failure()
         self.assertEqual(client.run_state(), 'running')

@@ -216,7 +216,7 @@ class Again(moves.MoveCase):
 class Managers(moves.MoveCase):
     """Programs that were written for QEMU."""
 
-    def test_the_flow_of_a_qemu_manager_works_unchanged(self):
+    def test_the_flow_of_a_qemu_manager_that_asks_for_postcopy_works_unchanged(self):
         self.source = self.run_vm('source', append=moves.with_facts(moves.BUSY))
         self.guest = moves.Guest(self.source)
         self.target = self.run_vm('target', incoming='defer')
@@ -244,6 +244,46 @@ class Managers(moves.MoveCase):
                                                          'completed')],
                          ['setup', 'active', 'postcopy-active', 'completed'])
         self.guest.moved_to(self.target)
+        self.verdict()
+
+    def test_a_manager_that_never_asked_for_postcopy_never_sees_it(self):
+        # What a manager for pre-copy does with a status that it does not know: it cancels, and stops
+        # the target, where the guest would run by then.
+        self.pair(relayed=False)
+        source, target = self.source.qmp, self.target.qmp
+        for side in (source, target):
+            side.set_capabilities(events=True, postcopy_ram=False, postcopy_preempt=False)
+        source('migrate-set-parameters', max_bandwidth=0, downtime_limit=300)
+        try:
+            source('migrate', uri=self.uri)
+        except qmp.QmpError as error:
+            refusal = error
+        else:
+            source.wait_event('MIGRATION', status='completed')
+            self.fail(f'nobody called it post-copy: '
+                      f'{[one["data"]["status"] for one in source.events("MIGRATION")]}')
+        self.assertEqual(refusal.kind, 'GenericError')
+        for word in ("'postcopy-ram'", 'migrate-set-capabilities', 'x-towline-switch'):
+            self.assertIn(word, refusal.desc)
+        # Nothing was begun; the manager's cancel and stop meet a guest that is where it was.
+        source('migrate_cancel')
+        self.assertEqual(source.run_state(), 'running')
+        self.assertEqual(target.run_state(), 'inmigrate')
+        self.assertEqual(source.events('MIGRATION'), [])
+        self.assertNotIn('status', source.migration())
+        # The remedy that it names is one.
+        source.set_capabilities(postcopy_ram=True)
+        source('migrate', uri=self.uri)
+        self.wait_synced()
+        source('migrate-start-postcopy')
+        self.completed()
+        self.verdict()
+
+    def test_a_switch_that_was_set_by_hand_needs_no_capability(self):
+        self.pair(relayed=False)
+        self.source.qmp('migrate-set-parameters', max_bandwidth=0, x_towline_switch='after-pass')
+        self.source.qmp('migrate', uri=self.uri)
+        self.completed()
         self.verdict()
 
     def test_a_target_in_postcopy_takes_its_capabilities_again_and_no_others(self):
@@ -278,6 +318,8 @@ class Managers(moves.MoveCase):
 
         self.assertIn('QMP', json.loads(script.recv(65536)))
         self.assertEqual(ask('qmp_capabilities'), {})
+        # Its one word about post-copy: without it or the capability, 'migrate' is refused.
+        self.assertEqual(ask('migrate-set-parameters', **{'x-towline-switch': 'after-pass'}), {})
         self.assertEqual(ask('migrate', uri=f'tcp:127.0.0.1:{address[1]}'), {})
 
         def poll():

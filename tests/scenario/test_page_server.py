@@ -292,6 +292,18 @@ class TheSourceLeaves(PageServerCase):
         waiting.until(lambda: not self.source.alive(), 'the end of the source')
         self.finish(server)
 
+    def test_no_number_of_signals_ends_a_server_that_has_the_only_copy(self):
+        server = self.in_postcopy()
+        self.source_dies()
+        self.wait_heir(server)
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            before = self.source.err.count()
+            os.kill(server.pid, number)
+            self.source.err.wait_for(lambda line: f'signal_refused signal={number.name}' in line,
+                                     f'{number.name} to be refused', before)
+        self.assertTrue(server.alive())
+        self.finish(server)
+
 
 class ADaemon(PageServerCase):
     """A page server that a service manager keeps."""

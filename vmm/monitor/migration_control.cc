@@ -93,6 +93,7 @@ MigrationControl::MigrationControl(runtime::EventLoop& loop, Guest& guest,
   settings_.source_loss_deadline_s =
       static_cast<std::uint64_t>(config_.source_loss_deadline.count());
   settings_.page_server = config_.page_server;
+  settings_.switch_policy = config_.switch_policy;
 }
 
 MigrationControl::~MigrationControl() {
@@ -157,8 +158,8 @@ base::Outcome MigrationControl::may_migrate() const {
   return base::Done{};
 }
 
-base::Expected<runtime::MigrationOptions> MigrationControl::options() const {
-  auto options = TRY(options_for(settings_));
+runtime::MigrationOptions MigrationControl::options() const {
+  auto options = options_for(settings_);
   options.secret = config_.secret;
   options.page_server.command = config_.page_server_command;
   return options;
@@ -182,7 +183,8 @@ std::shared_ptr<bool> MigrationControl::announce_setup(Role role) {
 
 base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
   TRY(may_migrate());
-  const auto chosen = TRY(options());
+  TRY(check_postcopy_is_meant(settings_));
+  const auto chosen = options();
   forget();
   auto observer = observe(Role::kSource);
   const auto accepted = announce_setup(Role::kSource);
@@ -309,7 +311,7 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
     return refuse("The incoming migration has already been started");
   }
   TRY(may_listen(at));
-  const auto chosen = TRY(options());
+  const auto chosen = options();
   auto observer = observe(Role::kTarget);
   const auto accepted = announce_setup(Role::kTarget);
   auto listening = factory_.listen(at, chosen, *observer);

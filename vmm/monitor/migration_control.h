@@ -44,6 +44,7 @@ struct MigrationConfig {
   /// What is executed for a page server of one's own; empty: none can be had.
   std::vector<std::string> page_server_command = {};
   runtime::PageServerChoice page_server = {};  ///< Unless x-towline-page-server says otherwise.
+  std::optional<runtime::SwitchPolicy> switch_policy = {};  ///< As if set by hand.
 };
 
 /// A migration's numbers, with the end that they are from.
@@ -128,7 +129,7 @@ class MigrationControl {
   [[nodiscard]] runtime::MigrationStatus incoming_status() const;
   [[nodiscard]] base::Outcome may_migrate() const;
   [[nodiscard]] base::Outcome may_listen(const runtime::Uri& at) const;
-  [[nodiscard]] base::Expected<runtime::MigrationOptions> options() const;
+  [[nodiscard]] runtime::MigrationOptions options() const;
   std::unique_ptr<Observer> observe(Role role);
   std::shared_ptr<bool> announce_setup(Role role);
 

@@ -105,8 +105,7 @@ base::Expected<SwitchPolicy> policy(const Json::Member& member) {
 }
 
 SwitchPolicy effective_policy(const MigrationSettings& settings) {
-  return settings.switch_policy.value_or(settings.postcopy_ram ? SwitchPolicy::kManual
-                                                               : SwitchPolicy::kAfterPass);
+  return settings.switch_policy.value_or(SwitchPolicy::kManual);
 }
 
 base::Outcome set_bandwidth(MigrationSettings& settings, const Json::Member& member) {
@@ -280,6 +279,9 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
   if (change.name == "events") {
     settings.events = change.state;
   } else if (change.name == "postcopy-ram") {
+    if (settings.postcopy_ram && !change.state) {
+      settings.switch_policy.reset();  // Who takes it back takes back what came with it.
+    }
     settings.postcopy_ram = change.state;
   } else if (change.name == "postcopy-preempt") {
     settings.postcopy_preempt = change.state;
@@ -356,13 +358,8 @@ base::Expected<MigrationSettings> with_parameters(MigrationSettings settings, co
   return settings;
 }
 
-base::Expected<runtime::MigrationOptions> options_for(const MigrationSettings& settings) {
+runtime::MigrationOptions options_for(const MigrationSettings& settings) {
   runtime::MigrationOptions options;
-  if (!settings.postcopy_ram && settings.switch_policy == SwitchPolicy::kManual) {
-    return refuse(
-        "x-towline-switch is 'manual', but 'migrate-start-postcopy' needs capability "
-        "'postcopy-ram': enable it with migrate-set-capabilities, or set 'after-pass'");
-  }
   options.switch_policy = effective_policy(settings);
   options.passes = settings.passes;
   options.bulk_lanes = settings.bulk_lanes;
@@ -381,6 +378,18 @@ base::Expected<runtime::MigrationOptions> options_for(const MigrationSettings& s
   options.source_loss_deadline = std::chrono::seconds(settings.source_loss_deadline_s);
   options.page_server = settings.page_server;
   return options;
+}
+
+base::Outcome check_postcopy_is_meant(const MigrationSettings& settings) {
+  if (settings.postcopy_ram || effective_policy(settings) != SwitchPolicy::kManual) {
+    return base::Done{};
+  }
+  return refuse(
+      "Every move is post-copy (there is no pre-copy), and capability 'postcopy-ram' is off: if "
+      "post-copy is meant, enable it here and at the target with migrate-set-capabilities "
+      "{\"capabilities\": [{\"capability\": \"postcopy-ram\", \"state\": true}]}, and order the "
+      "switch with migrate-start-postcopy. For a switch without an order set 'x-towline-switch' to "
+      "'after-pass' with migrate-set-parameters. 'towline migrate' does all of this");
 }
 
 }  // namespace towline::monitor

@@ -21,7 +21,7 @@ struct MigrationSettings {
   std::uint64_t max_bandwidth = 128U << 20U;           ///< QEMU's default. Bytes/s; 0: no limit.
   std::uint64_t max_postcopy_bandwidth = 0;            ///< Bytes/s; 0: no limit.
   std::uint64_t downtime_limit_ms = 300;               ///< QEMU's default.
-  std::optional<runtime::SwitchPolicy> switch_policy;  ///< Not set: see options_for().
+  std::optional<runtime::SwitchPolicy> switch_policy;  ///< Not set by hand: manual.
   std::uint32_t passes = 1;
   std::uint32_t bulk_lanes = 2;
 
@@ -53,10 +53,12 @@ base::Expected<MigrationSettings> with_parameters(MigrationSettings settings, co
                                                   bool running);
 
 /// What a migration started now is given.
-///
-/// Without the capability postcopy-ram nobody may order the switch, so it comes by itself after
-/// the pass; the move is post-copy all the same.
-/// Errors: kRefused when x-towline-switch says `manual` and postcopy-ram is off.
-base::Expected<runtime::MigrationOptions> options_for(const MigrationSettings& settings);
+runtime::MigrationOptions options_for(const MigrationSettings& settings);
+
+/// Every move goes post-copy, so somebody must have called it that: by the capability, or by a
+/// switch without an order (x-towline-switch). A manager that never did knows nothing of the
+/// statuses that follow, and ends what it does not know, at the side where the guest is by then.
+/// Errors: kRefused; names the capability, the command that sets it, and the other way.
+base::Outcome check_postcopy_is_meant(const MigrationSettings& settings);
 
 }  // namespace towline::monitor

@@ -13,8 +13,6 @@ using runtime::MigrationStatus;
 
 namespace {
 
-constexpr std::chrono::seconds kInsistWithin{5};
-
 /// Exit status: the guest was ended because the source of its memory was lost.
 constexpr int kGuestGivenUp = 3;
 
@@ -58,8 +56,7 @@ void MachineEvents::on_failure(const std::string& reason) {
 }
 
 Monitor::Monitor(const Parts& parts, MigrationConfig config, std::function<void(Exit)> exit)
-    : clock_(parts.clock),
-      guest_(parts.guest),
+    : guest_(parts.guest),
       machine_events_(parts.machine_events),
       exit_(std::move(exit)),
       migration_(parts.loop, parts.guest, parts.factory, *this, std::move(config)),
@@ -72,16 +69,34 @@ Monitor::~Monitor() {
   machine_events_.deliver_to(nullptr);
 }
 
+base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
+  TRY(server_.listen(path, events));
+  if (first_qmp_.empty()) {
+    first_qmp_ = path;
+  }
+  return base::Done{};
+}
+
 void Monitor::on_signal(const char* name) {
-  const base::Instant now = clock_.now();
-  const bool force = refused_signal_ && now - *refused_signal_ <= kInsistWithin;
-  const auto ended = end(force, host_shutdown("host-signal"));
-  if (!ended.ok()) {
-    refused_signal_ = now;
-    base::log(base::LogLevel::kError,
-              "monitor.signal_refused signal={}: {}; or send it again "
-              "within {} seconds to end all the same",
-              name, ended.error().detail, kInsistWithin.count());
+  if (const auto danger = migration_.danger_of_ending()) {
+    // However often it comes: who presses Ctrl-C once more does so from habit.
+    if (first_qmp_.empty()) {
+      base::log(
+          base::LogLevel::kError,
+          "monitor.signal_refused signal={}: {}; no signal ends this process meanwhile, and it "
+          "was given no control socket (--qmp)",
+          name, *danger);
+    } else {
+      base::log(base::LogLevel::kError,
+                "monitor.signal_refused signal={}: {}; no signal ends this process meanwhile; to "
+                "give the guest up: towline qmp {} quit x-force=true",
+                name, *danger, first_qmp_);
+    }
+    return;
+  }
+  if (const auto ended = end(false, host_shutdown("host-signal")); !ended.ok()) {
+    base::log(base::LogLevel::kError, "monitor.signal_refused signal={}: {}", name,
+              ended.error().detail);
   }
 }
 

@@ -1,11 +1,9 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "runtime/event_loop.h"
 #include "vmm/machine.h"
@@ -57,7 +55,6 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
     Guest& guest;
     MigrationFactory& factory;
     MachineEvents& machine_events;
-    const base::Clock& clock;
   };
 
   /// All parts outlive this. `exit` is called once, when the process shall end.
@@ -66,9 +63,7 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
   Monitor(const Monitor&) = delete;
   Monitor& operator=(const Monitor&) = delete;
 
-  base::Outcome listen_qmp(const std::string& path, bool events) {
-    return server_.listen(path, events);
-  }
+  base::Outcome listen_qmp(const std::string& path, bool events);
 
   /// For a process that ends without destroying this.
   void close_qmp() { server_.close(); }
@@ -84,8 +79,7 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
   /// The process is to end when nothing would be lost by it.
   void end_when_nothing_is_kept() { static_cast<void>(end(false, Json())); }
 
-  /// SIGINT, SIGTERM, SIGHUP. Refused while ending would lose the guest, unless a second one comes
-  /// within five seconds.
+  /// SIGINT, SIGTERM, SIGHUP. Refused while ending would lose the guest, however many come.
   void on_signal(const char* name);
 
   base::Outcome quit(bool force) override;
@@ -115,7 +109,6 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
   void end_when_settled();
   void end_if_failed(runtime::MigrationStatus status);
 
-  const base::Clock& clock_;
   Guest& guest_;
   MachineEvents& machine_events_;
   const std::function<void(Exit)> exit_;
@@ -126,7 +119,7 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
   std::optional<bool> told_stopped_;
   std::optional<runtime::MigrationStatus> told_source_;
   std::optional<runtime::MigrationStatus> told_target_;
-  std::optional<base::Instant> refused_signal_;
+  std::string first_qmp_;         ///< Where a person may order what no signal does.
   std::optional<Ending> ending_;  ///< Decided, but a migration is not settled yet.
   bool ended_ = false;
 };

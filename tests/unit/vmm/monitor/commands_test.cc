@@ -125,11 +125,13 @@ TEST_CASE("migrate needs one address, of a kind that is built") {
 
 TEST_CASE("migrate takes the same address as channels") {
   Desk desk;
+  desk.good("migrate-set-capabilities", kPostcopy);
   desk.good("migrate",
             R"({"channels": [{"channel-type": "main", "addr": {"transport": "socket",
                 "type": "inet", "host": "::1", "port": "42187"}}]})");
   CHECK(desk.factory.outgoing->uri.to_string() == "tcp:[::1]:42187");
   Desk other;
+  other.good("migrate-set-capabilities", kPostcopy);
   other.good("migrate", R"({"channels": [{"channel-type": "main", "addr": {"transport": "socket",
                             "type": "unix", "path": "/x"}}]})");
   CHECK(other.factory.outgoing->uri.to_string() == "unix:/x");
@@ -317,6 +319,7 @@ TEST_CASE("a machine that waits for a guest, or misses pages of it, is not migra
   desk.factory.incoming->misses_pages = true;
   CHECK(has(desk.bad("migrate", kUri), "still misses pages"));
   desk.factory.incoming->misses_pages = false;
+  desk.good("migrate-set-capabilities", kPostcopy);
   desk.good("migrate", kUri);
   desk.factory.outgoing->becomes(MigrationStatus::kFailed);
 }
@@ -426,8 +429,31 @@ TEST_CASE("listening beyond this host needs a secret or the user's word, and say
   allowed.good("migrate-incoming", anywhere);
 }
 
-TEST_CASE("a small script's migrate, without any capability, switches by itself after the pass") {
+TEST_CASE("a migrate that nobody called post-copy is refused, and nothing begins") {
   Desk desk;
+  const std::string said = desk.bad("migrate", kUri);
+  CHECK(has(said, "'postcopy-ram' is off"));
+  CHECK(has(said, "migrate-set-capabilities"));
+  run_posted(*desk.loop);
+  CHECK(desk.seen.empty());
+  CHECK(desk.factory.outgoing == nullptr);
+  CHECK(desk.good("query-migrate").dump() == "{}");
+  desk.good("migrate-set-parameters", R"({"x-towline-switch": "manual"})");
+  CHECK(desk.bad("migrate", kUri) == said);
+  desk.good("migrate-set-capabilities", kPostcopy);
+  desk.good("migrate", kUri);
+  CHECK(desk.factory.outgoing->options.switch_policy == runtime::SwitchPolicy::kManual);
+}
+
+TEST_CASE("what was set is no matter of a target that begins to listen") {
+  Desk desk(waiting());
+  desk.good("migrate-set-parameters", R"({"x-towline-switch": "manual"})");
+  desk.good("migrate-incoming", R"({"uri": "tcp:127.0.0.1:0"})");
+}
+
+TEST_CASE("a small script's migrate, with a switch set by hand, goes over without an order") {
+  Desk desk;
+  desk.good("migrate-set-parameters", R"({"x-towline-switch": "after-pass"})");
   desk.good("migrate", kUri);
   CHECK(desk.factory.outgoing->options.switch_policy == runtime::SwitchPolicy::kAfterPass);
   CHECK(desk.factory.outgoing->options.max_bandwidth == 128U << 20U);
@@ -457,6 +483,7 @@ TEST_CASE("bandwidth can change while a migration runs, and what cannot is refus
 
 TEST_CASE("the watcher hears of a migration in its order, beginning with setup") {
   Desk desk;
+  desk.good("migrate-set-capabilities", kPostcopy);
   desk.good("migrate", kUri);
   auto& observer = *desk.factory.outgoing->observer;
   desk.factory.outgoing->becomes(MigrationStatus::kActive);
@@ -472,6 +499,7 @@ TEST_CASE("the watcher hears of a migration in its order, beginning with setup")
 
 TEST_CASE("a migration that never began announces nothing") {
   Desk desk;
+  desk.good("migrate-set-capabilities", kPostcopy);
   desk.factory.refusal = "no";
   desk.bad("migrate", kUri);
   run_posted(*desk.loop);
@@ -480,6 +508,7 @@ TEST_CASE("a migration that never began announces nothing") {
 
 TEST_CASE("the end of one migration is told before the beginning of the next") {
   Desk desk;
+  desk.good("migrate-set-capabilities", kPostcopy);
   desk.good("migrate", kUri);
   desk.factory.outgoing->becomes(MigrationStatus::kFailed);
   desk.good("migrate", kUri);

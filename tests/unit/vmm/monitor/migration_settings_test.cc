@@ -78,16 +78,19 @@ TEST_CASE("entries of the wrong shape are refused") {
 TEST_CASE("the parameters and their defaults are told under QEMU's names") {
   CHECK(parameters_json({}).dump() ==
         R"({"max-bandwidth": 134217728, "downtime-limit": 300, "max-postcopy-bandwidth": 0, )"
-        R"("x-towline-switch": "after-pass", "x-towline-passes": 1, "x-towline-bulk-lanes": 2, )"
+        R"("x-towline-switch": "manual", "x-towline-passes": 1, "x-towline-bulk-lanes": 2, )"
         R"("x-towline-auto-recover": true, "x-towline-heartbeat-ms": 100, )"
         R"("x-towline-patience-ms": 250, "x-towline-frozen-patience-ms": 5000, )"
         R"("x-towline-reconnect-deadline-s": 0, "x-towline-alternates": [], )"
         R"("x-towline-memory-reserve": 67108864, "x-towline-source-loss": "wait", )"
         R"("x-towline-source-loss-deadline-s": 60, )"
         R"("x-towline-page-server": "none"})");
-  MigrationSettings postcopy;
-  postcopy.postcopy_ram = true;
-  CHECK(text_of(parameters_json(postcopy), "x-towline-switch") == "manual");
+}
+
+TEST_CASE("parameters that are told and set again as they were are nobody's word for post-copy") {
+  const auto again = parameters(parameters_json({}).dump());
+  REQUIRE(again.ok());
+  CHECK_FALSE(check_postcopy_is_meant(again.value()).ok());
 }
 
 TEST_CASE("every parameter that is told can be set to what was told") {
@@ -107,18 +110,17 @@ TEST_CASE("every parameter that is told can be set to what was told") {
   REQUIRE(again.ok());
   CHECK(parameters_json(again.value()).dump() == parameters_json(all.value()).dump());
   const auto options = options_for(all.value());
-  REQUIRE(options.ok());
-  CHECK(options.value().max_bandwidth == 0);
-  CHECK_FALSE(options.value().auto_recover);
-  CHECK(options.value().patience.count() == 20);
-  CHECK(options.value().source_loss == runtime::SourceLoss::kGiveUp);
-  CHECK(options.value().source_loss_deadline.count() == 5);
-  CHECK(options.value().alternates.size() == 2);
-  CHECK(options.value().page_server.path == "/run/pages");
-  CHECK(options.value().max_postcopy_bandwidth == 18446744073709551615U);
-  CHECK(options.value().switch_policy == runtime::SwitchPolicy::kImmediate);
-  CHECK(options.value().passes == 16);
-  CHECK(options.value().bulk_lanes == 16);
+  CHECK(options.max_bandwidth == 0);
+  CHECK_FALSE(options.auto_recover);
+  CHECK(options.patience.count() == 20);
+  CHECK(options.source_loss == runtime::SourceLoss::kGiveUp);
+  CHECK(options.source_loss_deadline.count() == 5);
+  CHECK(options.alternates.size() == 2);
+  CHECK(options.page_server.path == "/run/pages");
+  CHECK(options.max_postcopy_bandwidth == 18446744073709551615U);
+  CHECK(options.switch_policy == runtime::SwitchPolicy::kImmediate);
+  CHECK(options.passes == 16);
+  CHECK(options.bulk_lanes == 16);
 }
 
 TEST_CASE("values out of range name the parameter, the range and the value") {
@@ -160,22 +162,43 @@ TEST_CASE("one bad parameter leaves the others as they were") {
   CHECK(with_parameters(settings, nullptr, false).ok());
 }
 
-TEST_CASE("a switch by hand without the capability for it is refused with both remedies") {
-  auto manual = parameters(R"({"x-towline-switch": "manual"})");
-  REQUIRE(manual.ok());
-  const auto refused = options_for(manual.value());
-  REQUIRE_FALSE(refused.ok());
-  CHECK(has(refused.error().detail, "postcopy-ram"));
-  CHECK(has(refused.error().detail, "after-pass"));
-  manual.value().postcopy_ram = true;
-  CHECK(options_for(manual.value()).ok());
+TEST_CASE("post-copy is meant by the capability or by a switch without an order, else refused") {
+  for (const bool capability : {false, true}) {
+    for (const std::string word : {"", "manual", "immediate", "after-pass"}) {
+      auto settings = parameters(word.empty() ? "{}" : R"({"x-towline-switch": ")" + word + "\"}");
+      REQUIRE(settings.ok());
+      settings.value().postcopy_ram = capability;
+      const auto judged = check_postcopy_is_meant(settings.value());
+      const bool without_order = word == "immediate" || word == "after-pass";
+      CHECK_MESSAGE(judged.ok() == (capability || without_order), word);
+      if (!judged.ok()) {
+        CHECK(has(judged.error().detail, "'postcopy-ram' is off"));
+        CHECK(has(judged.error().detail, "migrate-set-capabilities"));
+        CHECK(has(judged.error().detail, "after-pass"));
+      }
+    }
+  }
+}
+
+TEST_CASE("who turns the capability off takes back the switch that was set with it") {
+  auto settings = parameters(R"({"x-towline-switch": "after-pass"})");
+  REQUIRE(settings.ok());
+  constexpr const char* kOff = R"([{"capability": "postcopy-ram", "state": false}])";
+  const auto same = capabilities(kOff, settings.value());
+  REQUIRE(same.ok());
+  CHECK(check_postcopy_is_meant(same.value()).ok());  // Nothing was turned off.
+  settings.value().postcopy_ram = true;
+  const auto off = capabilities(kOff, settings.value());
+  REQUIRE(off.ok());
+  CHECK_FALSE(check_postcopy_is_meant(off.value()).ok());
+  CHECK(text_of(parameters_json(off.value()), "x-towline-switch") == "manual");
 }
 
 TEST_CASE("a downtime limit of zero asks for a switch without any dirty page") {
   MigrationSettings settings;
-  CHECK(options_for(settings).value().switch_page_budget == 300);
+  CHECK(options_for(settings).switch_page_budget == 300);
   settings.downtime_limit_ms = 0;
-  CHECK(options_for(settings).value().switch_page_budget == 0);
+  CHECK(options_for(settings).switch_page_budget == 0);
 }
 
 }  // namespace
