@@ -68,6 +68,11 @@ Outcome SourceDriver::on_frame(Lane& lane, const FrameHeader& header) {
         inbox_.running_at_ns = read_u64(payload, 0);
       }
       inbox_.runs = true;
+      // At once, not when the session gets to it: the link may break before the next frame, and a
+      // guest that is known to run there must never be taken back.
+      if (runtime::step(state_, SourceEvent::kTargetRunning).ok()) {
+        note_running();
+      }
       break;
     case FrameType::kNever:
       inbox_.never = text_of(payload);

@@ -38,7 +38,8 @@ namespace towline::runtime {
 ///
 /// Threads: tl-source (this class's run(): one phase after the other, in the order of design),
 /// tl-control (reads the control lane into the inbox), tl-serve (PageServer), tl-bulk-N
-/// (BulkSender), tl-watch (signs of life, from the order on). Only tl-source steps the session.
+/// (BulkSender), tl-watch (signs of life, from the order on). tl-source steps the session; so do
+/// tl-control, with the one word that must never be lost (*running*), and the user's take-back.
 ///
 /// A link that is lost after the order ends an epoch: its lanes are shut and their threads joined,
 /// and the next epoch begins with what the target says it misses (source_recovery.cc).
@@ -126,7 +127,6 @@ class SourceDriver final : public Outgoing {
   base::Outcome reconnect(const Attempt& attempt);
   base::Outcome await_comparison();
   base::Outcome go_on(const Attempt& attempt);
-  base::Outcome order_again();
   base::Outcome open_lanes_again(const Uri& at);
   bool attempt_failed(const base::Error& reason) EXCLUDES(mutex_);
   void drop_epoch() EXCLUDES(mutex_);
@@ -163,7 +163,7 @@ class SourceDriver final : public Outgoing {
   void judge(Watches& watches, Lane& control, const PageServer& server, const BulkSender& bulk);
 
   void hear_the_target_out() EXCLUDES(mutex_);
-  base::Outcome note_running() REQUIRES(mutex_);
+  void read_to_the_end() EXCLUDES(mutex_);
   void close_lanes();
   [[nodiscard]] SourceRule rule_of_end(const base::Error& reason) const REQUIRES(mutex_);
   [[nodiscard]] std::string words_of_end(const base::Error& reason) const REQUIRES(mutex_);
@@ -173,6 +173,7 @@ class SourceDriver final : public Outgoing {
   void read_control(const std::shared_ptr<Lane>& lane);
   base::Outcome read_frames(Lane& lane);
   base::Outcome on_frame(Lane& lane, const wire::FrameHeader& header);
+  void note_running() REQUIRES(mutex_);
 
   // Waits until `ready` holds; an error when the user, the target or a lane ended it before.
   // `ready` is called with the lock held.

@@ -36,10 +36,14 @@ void SourceDriver::hear_the_target_out() {
   const base::Instant patience = clock_.now() + kLastWords;
   [[maybe_unused]] const bool all_heard =
       changed_.wait_until(mutex_, patience, [this]() UNDER_LOCK { return inbox_.control_ended; });
-  if (state_ == SourceState::kOrdered && inbox_.running_at_ns.has_value()) {
-    const auto noted = note_running();
-    ENSURE(noted.ok(), "an ordered guest may run at its target");
-  }
+}
+
+// Whatever arrived in this epoch has been read when this returns, and nobody reads on: a source
+// that shows that it is parked knows all that it will ever know of this link. (Its user may vouch
+// that the target does not run the guest, and must not be believed against the target's own word.)
+void SourceDriver::read_to_the_end() {
+  close_lanes();
+  control_thread_.join();
 }
 
 void SourceDriver::close_lanes() {
@@ -61,6 +65,9 @@ void SourceDriver::end(const base::Error& reason) {
   if (reason.kind == ErrorKind::kDisconnected) {
     hear_the_target_out();
   }
+  if (!before_order(state_now())) {
+    read_to_the_end();
+  }
   SourceRule rule;
   bool before = false;
   {
@@ -71,8 +78,9 @@ void SourceDriver::end(const base::Error& reason) {
     base::log(LogLevel::kInfo, "source.ends state={} event={} to={} reason={}",
               to_string(rule.from), to_string(rule.on), to_string(rule.to), error_);
   }
-  // Only this thread steps the session, so that the rule stays right without the lock, which
-  // nobody holds while the kernel or the peer takes its time.
+  // Nobody else steps the session now (before the order tl-control does not, and after it that has
+  // ended), so that the rule stays right without the lock, which nobody holds while the kernel or
+  // the peer takes its time.
   if (rule.on == SourceEvent::kCancel && control_ != nullptr) {
     FrameHeader header;
     header.type = FrameType::kCancel;

@@ -229,13 +229,8 @@ Outcome SourceDriver::on_missing(const FrameHeader& header, std::span<const std:
 }
 
 Outcome SourceDriver::go_on(const Attempt& attempt) {
-  bool runs = false;
   {
     const base::Lock lock(mutex_);
-    runs = inbox_.runs;
-    if (runs && state_ == SourceState::kOrderedRecovering) {
-      TRY(note_running());
-    }
     if (inbox_.complete) {
       note_over();
       TRY(step_locked(SourceEvent::kTargetComplete));
@@ -250,10 +245,17 @@ Outcome SourceDriver::go_on(const Attempt& attempt) {
   FrameHeader resume;
   resume.type = FrameType::kResume;
   TRY(control_->send(resume));
-  if (!runs) {
-    TRY(order_again());
-  } else if (state_now() == SourceState::kServingRecovering) {
-    TRY(step(SourceEvent::kTargetRunning));
+  bool runs = false;
+  {
+    // *Running* may have come while the lanes were being opened.
+    const base::Lock lock(mutex_);
+    runs = state_ == SourceState::kServingRecovering;
+    TRY(step_locked(runs ? SourceEvent::kCompared : SourceEvent::kTargetLoaded));
+  }
+  if (!runs) {  // The order is obeyed once, however often it is given.
+    FrameHeader order;
+    order.type = FrameType::kRun;
+    TRY(control_->send(order));
   }
   {
     const base::Lock lock(mutex_);
@@ -273,14 +275,6 @@ Outcome SourceDriver::go_on(const Attempt& attempt) {
     TRY(await_running());
   }
   return push_until_complete();
-}
-
-// The order is obeyed once, however often it is given.
-Outcome SourceDriver::order_again() {
-  TRY(step(SourceEvent::kTargetLoaded));
-  FrameHeader order;
-  order.type = FrameType::kRun;
-  return control_->send(order);
 }
 
 Outcome SourceDriver::open_lanes_again(const Uri& at) {
@@ -334,10 +328,10 @@ Outcome SourceDriver::resume(const std::optional<Uri>& target) {
 Outcome SourceDriver::take_back() {
   {
     const base::Lock lock(mutex_);
-    if (state_ == SourceState::kServingPaused) {
+    if (machine_.gate().ownership() == Ownership::kGone) {
       return fail(ErrorKind::kRefused, "take back",
-                  "the target said that the guest runs there: what it did since would be undone, "
-                  "and only the target can have its present memory");
+                  "refused for good: the target said that the guest runs there; what it did since "
+                  "would be undone, and only the target can have its present memory");
     }
     const auto stepped = runtime::step(state_, SourceEvent::kTakeBack);
     if (!stepped.ok()) {

@@ -76,6 +76,8 @@ std::string_view to_string(SourceEvent event) {
       return "reconnected";
     case SourceEvent::kTargetLoaded:
       return "target-loaded";
+    case SourceEvent::kCompared:
+      return "compared";
     case SourceEvent::kTakeBack:
       return "take-back";
   }
@@ -112,6 +114,8 @@ std::string_view to_string(SourceAction action) {
       return "order-again";
     case SourceAction::kPushAgain:
       return "push-again";
+    case SourceAction::kNoteRunning:
+      return "note-running";
   }
   __builtin_unreachable();
 }

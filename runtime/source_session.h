@@ -34,17 +34,18 @@ enum class SourceEvent : std::uint8_t {
   kAccepted,
   kRefused,  ///< The target's reasons are in the error.
   kPassesDone,
-  kSwitchNow,     ///< The delta is small enough, or the wait is over, or no pre-pass is wanted.
-  kSwitchFailed,  ///< Saving the state failed.
-  kOrderSent,     ///< Stepped *before* send() is called.
-  kTargetRunning,
-  kTargetNever,  ///< The target's tombstone: never started, never will.
+  kSwitchNow,      ///< The delta is small enough, or the wait is over, or no pre-pass is wanted.
+  kSwitchFailed,   ///< Saving the state failed.
+  kOrderSent,      ///< Stepped *before* send() is called.
+  kTargetRunning,  ///< Stepped where it is read: whatever becomes of the link, it was said.
+  kTargetNever,    ///< The target's tombstone: never started, never will.
   kTargetComplete,
   kLinkLost,
   kCancel,
   kReconnect,     ///< By itself, or because the user asked: try again.
   kReconnected,   ///< The same target incarnation has proven itself in the new epoch.
   kTargetLoaded,  ///< It stands ready, and has never read the order.
+  kCompared,      ///< It runs the guest, has told what it misses, and every lane is open.
   kTakeBack,      ///< The user's word that the target's host is fenced: nobody runs it there.
 };
 
@@ -56,14 +57,15 @@ enum class SourceAction : std::uint8_t {
   kBeginSync,    ///< Start stale rounds.
   kPark,         ///< Close the gate, park the vCPUs, save the state.
   kOrder,        ///< Tell the gate, then send the flight.
-  kPush,         ///< Open the bulk lanes for what is owed.
+  kPush,         ///< Note that the target runs it; then push what is owed.
   kResumeGuest,  ///< Nothing is lost: the guest runs on here.
   kStayParked,   ///< Nobody may run the guest here until the target's fate is known.
   kRelease,      ///< The guest's memory here is of no use any more.
   kConnect,      ///< Join the old epoch's threads, then open a control lane of a new one.
   kCompare,      ///< Read what the target misses: exactly that is owed from here on.
   kOrderAgain,   ///< Open the other lanes and give the order once more: it is obeyed once.
-  kPushAgain,    ///< Open the other lanes and push what the target misses.
+  kPushAgain,    ///< Push what the target misses.
+  kNoteRunning,  ///< Gate and ledger: the guest is never again ours. No more than that yet.
 };
 
 struct SourceRule {
@@ -104,16 +106,17 @@ inline constexpr std::array kSourceRules{
     SourceRule{SourceState::kServing,       SourceEvent::kLinkLost,       SourceState::kServingPaused, SourceAction::kStayParked},
     SourceRule{SourceState::kOrderedPaused,       SourceEvent::kReconnect,      SourceState::kOrderedReconnecting, SourceAction::kConnect},
     SourceRule{SourceState::kOrderedPaused,       SourceEvent::kTakeBack,       SourceState::kFailed,              SourceAction::kResumeGuest},
+    SourceRule{SourceState::kOrderedPaused,       SourceEvent::kTargetRunning,  SourceState::kServingPaused,       SourceAction::kNoteRunning},
     SourceRule{SourceState::kOrderedReconnecting, SourceEvent::kReconnected,    SourceState::kOrderedRecovering,   SourceAction::kCompare},
     SourceRule{SourceState::kOrderedReconnecting, SourceEvent::kLinkLost,       SourceState::kOrderedPaused,       SourceAction::kStayParked},
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetLoaded,   SourceState::kOrdered,             SourceAction::kOrderAgain},
-    SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetRunning,  SourceState::kServing,             SourceAction::kPush},
+    SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetRunning,  SourceState::kServingRecovering,   SourceAction::kNoteRunning},
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetNever,    SourceState::kFailed,              SourceAction::kResumeGuest},
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kLinkLost,       SourceState::kOrderedPaused,       SourceAction::kStayParked},
     SourceRule{SourceState::kServingPaused,       SourceEvent::kReconnect,      SourceState::kServingReconnecting, SourceAction::kConnect},
     SourceRule{SourceState::kServingReconnecting, SourceEvent::kReconnected,    SourceState::kServingRecovering,   SourceAction::kCompare},
     SourceRule{SourceState::kServingReconnecting, SourceEvent::kLinkLost,       SourceState::kServingPaused,       SourceAction::kStayParked},
-    SourceRule{SourceState::kServingRecovering,   SourceEvent::kTargetRunning,  SourceState::kServing,             SourceAction::kPushAgain},
+    SourceRule{SourceState::kServingRecovering,   SourceEvent::kCompared,       SourceState::kServing,             SourceAction::kPushAgain},
     SourceRule{SourceState::kServingRecovering,   SourceEvent::kTargetComplete, SourceState::kCompleted,           SourceAction::kRelease},
     SourceRule{SourceState::kServingRecovering,   SourceEvent::kLinkLost,       SourceState::kServingPaused,       SourceAction::kStayParked},
 };

@@ -4,6 +4,8 @@
 #include <memory>
 #include <utility>
 
+#include "base/ensure.h"
+#include "base/log.h"
 #include "runtime/source_driver.h"
 #include "runtime/switch_flight.h"
 
@@ -83,19 +85,25 @@ Outcome SourceDriver::send_flight() {
 
 Outcome SourceDriver::await_running() {
   observer_.on_pass(passes_done_ + 1);
-  TRY(await([this]() UNDER_LOCK { return inbox_.running_at_ns.has_value(); }));
-  const base::Lock lock(mutex_);
-  return note_running();
+  return await([this]() UNDER_LOCK { return inbox_.running_at_ns.has_value(); });
 }
 
-Outcome SourceDriver::note_running() {
-  TRY(machine_.gate().step(OwnershipEvent::kTargetRuns));
-  TRY(note_phase(StandbyPhase::kServing));
+// On tl-control, in the same critical section in which the word is read. The gate, the ledger and
+// the session's state are three copies of one fact: from here on nobody gives the guest back.
+void SourceDriver::note_running() {
+  const auto gone = machine_.gate().step(OwnershipEvent::kTargetRuns);
+  ENSURE(gone.ok(), "an ordered guest may run at its target");
+  if (const auto noted = note_phase(StandbyPhase::kServing); !noted.ok()) {
+    base::log(base::LogLevel::kError,
+              "page_server.not_told: the target runs the guest, and an heir would have to ask: {}",
+              base::to_string(noted.error()));
+  }
   const auto running_at =
       static_cast<std::int64_t>(*inbox_.running_at_ns) - clock_offset_.offset_ns();
   downtime_ms_ =
       static_cast<double>(running_at - static_cast<std::int64_t>(base::to_ns(parked_at_))) / 1e6;
-  return step_locked(SourceEvent::kTargetRunning);
+  const auto stepped = step_locked(SourceEvent::kTargetRunning);
+  ENSURE(stepped.ok(), "the caller has asked the table");
 }
 
 }  // namespace towline::runtime

@@ -358,9 +358,10 @@ Outcome Standby::become_source(const StandbyLedger::Words& words) {
 
 void Standby::hold_parked() {
   base::log(LogLevel::kError,
-            "page_server.keeps_the_guest: the source's process {} ended when the guest was parked "
-            "and its target had no order to run it. Its memory and state are whole, and here "
-            "alone: 'migrate' brings it to a new target",
+            "page_server.keeps_the_guest: the source's process {} ended when the guest was parked, "
+            "and no target runs it: none had the order, or it said that it never will, or its user "
+            "vouches for it. Its memory and state are whole, and here alone: 'migrate' brings it "
+            "to a new target",
             session_->source);
 }
 

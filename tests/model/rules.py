@@ -24,7 +24,7 @@ LEFT_OUT = {
     ('Passing', 'TargetNever'): 'before the order it does what a lost link does',
     ('Syncing', 'TargetNever'): 'before the order it does what a lost link does',
     ('Switching', 'TargetNever'): 'before the order it does what a lost link does',
-    (None, 'TakeBack'): "its user's word is no protocol's",
+    ('OrderedPaused', 'TargetRunning'): 'what is unread when the link is given up stays unread',
     (None, 'SourceGivenUp'): 'it ends the protocol: nobody is let in or heard after it',
     ('Abandoning', None): 'it ends the protocol: nobody is let in or heard after it',
     ('Incoming', 'Take'): "the target's gate is t_runs in the model",

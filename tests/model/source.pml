@@ -129,9 +129,12 @@ inline take_back() {
 
 #ifdef FAULT_SENDER_KEPT  /* A sender of the old epoch takes its next page from what is owed anew. */
 #define SENDERS_JOINED true
-#define KEEP_SENDERS push_old[0] = (s_state == S_ServingRecovering)
+bit s_had_senders = 0;
+#define LOOK_FOR_SENDERS s_had_senders = (s_state == S_ServingReconnecting)
+#define KEEP_SENDERS push_old[0] = s_had_senders
 #else
 #define SENDERS_JOINED IDLE(push_hold)
+#define LOOK_FOR_SENDERS skip
 #define KEEP_SENDERS skip
 #endif
 
@@ -141,11 +144,40 @@ inline take_back() {
 #define OWED_ANEW(kind) reply?kind, s_owed
 #endif
 
+/* Noted where it is read, whatever comes behind it. */
 inline on_running() {
+  s_heard = 1;
   if
-  :: s_gate == G_Ordered -> g_step(G_Ordered, E_TargetRuns, G_Gone)
+  :: s_state == S_Ordered ->
+    g_step(G_Ordered, E_TargetRuns, G_Gone);
+    s_step(S_Ordered, E_TargetRunning, S_Serving)
+  :: s_state == S_OrderedRecovering ->
+    g_step(G_Ordered, E_TargetRuns, G_Gone);
+    s_step(S_OrderedRecovering, E_TargetRunning, S_ServingRecovering)
   :: else
   fi;
+}
+
+#ifdef FAULT_RUNNING_UNNOTED  /* In a recovery, only when all was told. */
+#define ON_WELCOME_RUNNING s_heard = 1
+#define NOTE_AT_LAST on_running()
+#else
+#define ON_WELCOME_RUNNING on_running()
+#define NOTE_AT_LAST skip
+#endif
+
+/* The user vouches that nobody runs the guest at the target: rightly, or wrongly where the source
+ * knows better. What a target did that is gone is gone with it. */
+#define VOUCHED (t_state == T_Unknown || s_heard)
+inline user_takes_back() {
+  printf("source: its user takes the guest back\n");
+  if
+  :: t_state == T_Unknown && !s_heard -> t_ran = 0; s_good = ALL
+  :: else
+  fi;
+  g_step(G_Ordered, E_TakeBack, G_Here);
+  s_runs = 1;
+  s_step(S_OrderedPaused, E_TakeBack, S_Failed)
 }
 
 /* A new attempt is a new epoch, so that what is left of the last one can do nothing. */
@@ -167,6 +199,7 @@ inline reconnect() {
 
 /* The target has taken the hello. */
 inline recover() {
+  LOOK_FOR_SENDERS;
   if
   :: s_state == S_OrderedReconnecting ->
     s_step(S_OrderedReconnecting, E_Reconnected, S_OrderedRecovering)
@@ -202,14 +235,15 @@ inline on_welcome() {
     s_step(S_OrderedRecovering, E_TargetLoaded, S_Ordered);
     ORDER_AGAIN
   :: reply?[W_RUNNING, _] ->
-    OWED_ANEW(W_RUNNING);
-    printf("source: the target runs and misses %d\n", s_owed);
+    printf("source: the target runs\n");
+    reply?W_RUNNING, _;
+    ON_WELCOME_RUNNING
+  :: reply?[W_MISSES, _] ->
+    OWED_ANEW(W_MISSES);
+    printf("source: the target misses %d\n", s_owed);
     KEEP_SENDERS;
-    on_running();
-    if
-    :: s_state == S_OrderedRecovering -> s_step(S_OrderedRecovering, E_TargetRunning, S_Serving)
-    :: else -> s_step(S_ServingRecovering, E_TargetRunning, S_Serving)
-    fi
+    NOTE_AT_LAST;
+    s_step(S_ServingRecovering, E_Compared, S_Serving)
   :: reply?[W_NEVER, _] ->
     printf("source: the target never ran the guest and never will\n");
     reply?W_NEVER, _;
@@ -218,15 +252,10 @@ inline on_welcome() {
   :: reply?[W_COMPLETE, _] ->
     printf("source: the target has everything\n");
     reply?W_COMPLETE, _;
-    on_running();
+    NOTE_AT_LAST;
     s_freed = ALL;
     s_owed = 0;
-    if
-    :: s_state == S_OrderedRecovering ->
-      s_step(S_OrderedRecovering, E_TargetRunning, S_Serving);
-      s_step(S_Serving, E_TargetComplete, S_Completed)
-    :: else -> s_step(S_ServingRecovering, E_TargetComplete, S_Completed)
-    fi
+    s_step(S_ServingRecovering, E_TargetComplete, S_Completed)
   :: reply?[W_OTHER, _] ->
     printf("source: another incarnation answers; that proves nothing\n");
 #ifdef FAULT_OTHER_INCARNATION
@@ -292,8 +321,7 @@ end:
   /* Behind the point of no return. */
   :: d_step { s_state == S_Ordered && reply?[RUNNING, _] ->
        reply?RUNNING, _;
-       on_running();
-       s_step(S_Ordered, E_TargetRunning, S_Serving); check() }
+       on_running(); check() }
   :: d_step { s_state == S_Ordered && reply?[NEVER, _] ->
        reply?NEVER, _;
        take_back();
@@ -325,6 +353,8 @@ end:
 #ifdef FAULT_RESUME_ON_TIMEOUT
   :: d_step { s_state == S_OrderedPaused -> take_back(); s_state = S_Failed; check() }
 #endif
+
+  :: d_step { s_state == S_OrderedPaused && VOUCHED -> user_takes_back(); check() }
 
   /* A new epoch. */
   :: d_step { S_PAUSED && hello == H_None && s_epoch < EPOCHS -> reconnect(); check() }

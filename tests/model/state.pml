@@ -35,11 +35,13 @@ mtype:hello = { H_None, H_Sent, H_Answered };
 mtype:frame = { STALE, FINAL, FIRST, STATE, RUN,                    /* control, to the target */
                 APPLIED, RUNNING, MISSES, NEVER, COMPLETE,          /* control, to the source */
                 W_LOADED, W_RUNNING, W_NEVER, W_COMPLETE,           /* answers to a hello */
+                W_MISSES,                                           /* behind W_RUNNING */
                 W_OTHER                                             /* another incarnation's */ };
 
 /* Events of the rule tables; the model only names them. */
 mtype:event = { E_PassesDone, E_SwitchNow, E_OrderSent, E_LinkLost, E_Reconnect, E_Reconnected,
                 E_TargetLoaded, E_TargetRunning, E_TargetNever, E_TargetComplete,
+                E_Compared, E_TakeBack,
                 E_Hold, E_Release, E_Order, E_TargetRuns, E_TargetRefused,
                 E_StateReceived, E_StateLoaded, E_LoadFailed, E_RunOrdered, E_Resynced,
                 E_NothingMissing };
@@ -101,6 +103,7 @@ byte f_good = 0;    /* So is the one in a frame of the pre-pass. */
 byte t_good = 0;    /* So is the target's; of pages that are here. */
 bit guest_idle = 0; /* The guest at the target touches nothing new any more. */
 bit t_ran = 0;      /* Some incarnation of the target has run the guest. */
+bit s_heard = 0;    /* The source has read so. */
 byte t_starts = 0;
 byte cuts = CUTS;   /* Trouble that may still come. */
 byte crashes = CRASHES;
@@ -125,7 +128,7 @@ byte late = 0;  /* The epoch of a hello that the source has given up; the target
 
 /* Full channels stop their senders, or end the check with an error where no thread may wait. */
 chan control = [5] of { mtype:frame, byte, byte };  /* The last: the pass. */
-chan reply = [CUTS + 2] of { mtype:frame, byte };
+chan reply = [CUTS + 3] of { mtype:frame, byte };
 chan bulk[BULK_LANES] = [PAGES + 1] of { byte, byte };
 chan request = [PAGES] of { byte };
 chan answer = [PAGES] of { byte };

@@ -192,9 +192,9 @@ inline answer_with_missing(kind) {
 }
 
 #ifdef FAULT_RUNNING_AS_LOADED
-#define SAYS_RUNNING W_LOADED
+#define ANSWER_RUNNING answer_with_missing(W_LOADED)
 #else
-#define SAYS_RUNNING W_RUNNING
+#define ANSWER_RUNNING tell(W_RUNNING, 0); answer_with_missing(W_MISSES)
 #endif
 
 inline answer_hello() {
@@ -225,7 +225,7 @@ inline answer_hello() {
 #else
     tell(W_NEVER, 0)
 #endif
-  :: t_state == T_Completed -> tell(W_COMPLETE, 0)
+  :: t_state == T_Completed -> tell(W_RUNNING, 0); tell(W_COMPLETE, 0)
   :: t_state == T_Loading ->
     t_step(T_Loading, E_Reconnected, T_Loading);
     answer_with_missing(W_LOADED)
@@ -236,7 +236,7 @@ inline answer_hello() {
     t_step(T_RunningAlone, E_Reconnected, T_RunningRecovering);
     if
     :: t_untold -> answer_with_missing(W_LOADED)  /* It says so afterwards. */
-    :: else -> answer_with_missing(SAYS_RUNNING)
+    :: else -> ANSWER_RUNNING
     fi
   fi;
 }

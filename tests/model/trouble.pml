@@ -11,6 +11,7 @@ inline crash_source() {
   s_dirty = 0;
   s_known = 0;
   s_owed = 0;
+  s_heard = 0;
   hello = H_None;
   late = 0;
   push_hold[0] = NONE;

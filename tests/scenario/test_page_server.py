@@ -244,6 +244,39 @@ class TheSourceDies(PageServerCase):
         server.qmp('x-towline-take-back', target_is_fenced=True)
         self.rescued(server)
 
+    def test_a_word_that_its_source_heard_forbids_the_heir_to_take_the_guest_back(self):
+        self.pair()
+        self.cut_behind_running_in_a_recovery()
+        server = self.server()
+        self.source_dies()
+        server.qmp.wait_status('postcopy-paused')
+        self.not_given_back(server)
+
+    def test_a_word_that_the_heir_heard_itself_forbids_to_take_the_guest_back(self):
+        # The source died before it heard anything.
+        self.pair()
+        said = self.relay.on('control', 'source', wire.RUNNING, relay.Hold())
+        self.begin(x_towline_switch='after-pass')
+        said.wait()
+        server = self.server()
+        ends = self.cut_in_the_next_comparison()
+        self.source_dies()
+        self.relay.release()
+        ends.wait()
+        self.wait_end_of_recovery()
+        server.qmp.wait_status('postcopy-paused')
+        self.not_given_back(server)
+
+    def not_given_back(self, server):
+        """The guest runs at the target: the page server does not have it, and never says so."""
+        with self.assertRaisesRegex(qmp.QmpError, 'runs there'):
+            server.qmp('x-towline-take-back', target_is_fenced=True)
+        self.assertEqual(self.target.qmp.run_state(), 'running')
+        self.assertEqual(server.qmp.run_state(), 'finish-migrate')
+        self.assertNotIn('here alone', self.source.err.text())
+        self.relay.refuse(False)
+        self.finish(server)
+
     def test_a_source_that_is_stopped_is_not_gone(self):
         server = self.in_postcopy()
         self.source.freeze()

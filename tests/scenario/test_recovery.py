@@ -324,6 +324,18 @@ class TheAmbiguousMoment(RecoveryCase):
         self.finish()
 
 
+    def test_a_word_that_came_in_a_recovery_which_was_cut_forbids_to_take_the_guest_back(self):
+        self.pair()
+        self.cut_behind_running_in_a_recovery()
+        self.refused(self.source, 'x-towline-take-back', 'runs there', target_is_fenced=True)
+        self.assertEqual(self.running_at(), ['target'])
+        self.relay.refuse(False)
+        self.wait_recovered()
+        self.completed()
+        self.refused(self.source, 'x-towline-take-back', 'runs there', target_is_fenced=True)
+        self.verdict()
+
+
 class ByHand(RecoveryCase):
     AUTO_RECOVER = False
 

@@ -122,6 +122,8 @@ std::string_view to_string(Plant plant) {
       return "lane-missing-early";
     case Plant::kLaneNotAsked:
       return "lane-not-asked";
+    case Plant::kRunningUnnoted:
+      return "running-unnoted";
   }
   __builtin_unreachable();
 }

@@ -95,9 +95,10 @@ enum class Plant : std::uint8_t {
   kLaneNotJoined,         ///< The receiver of a lane that is replaced goes on.
   kLaneMissingEarly,      ///< What is missing is told before a replaced lane's receiver has ended.
   kLaneNotAsked,          ///< What was asked for on a lost urgent lane is not asked for again.
+  kRunningUnnoted,        ///< In a recovery *running* is noted only when all was told.
 };
 
-inline constexpr int kPlants = static_cast<int>(Plant::kLaneNotAsked) + 1;
+inline constexpr int kPlants = static_cast<int>(Plant::kRunningUnnoted) + 1;
 
 std::string_view to_string(Plant plant);
 

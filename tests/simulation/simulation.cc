@@ -104,6 +104,7 @@ class Run {
     const bool there = !world_.dead(Process::kTarget) && target_.ownership() == Ownership::kHere;
     expect(!(here && there), "two copies may run");
     expect(!(here && world_.runs_there), "the source may run what runs at the target");
+    expect(!here || !source_.heard_running(), "the source took back what it knows to run there");
     expect(!world_.runs_there || there, "vCPUs run at the target without its gate");
     expect(!world_.runs_there || target_.order_read(), "vCPUs run at the target without the order");
     expect(!(there && target_.never()), "a target runs that said never");

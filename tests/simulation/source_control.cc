@@ -45,12 +45,18 @@ bool SourceEnd::on_control(const Frame& frame) {
   if (type == FrameType::kComplete && !inbox_.running && !told_running_) {
     return false;  // Complete before it ran.
   }
-  told_running_ = told_running_ || type == FrameType::kRunning;
   inbox_.accepted = inbox_.accepted || type == FrameType::kAccept;
   inbox_.refused = inbox_.refused || type == FrameType::kRefuse;
   inbox_.never = inbox_.never || type == FrameType::kNever;
   inbox_.running = inbox_.running || type == FrameType::kRunning;
   inbox_.complete = inbox_.complete || type == FrameType::kComplete;
+  if (type == FrameType::kRunning && !runtime::before_order(state_)) {
+    told_running_ = true;
+    const bool noted = !world_.planted(Plant::kRunningUnnoted) || !recovering();
+    if (noted && runtime::step(state_, runtime::SourceEvent::kTargetRunning).ok()) {
+      target_runs();
+    }
+  }
   rounds_applied_ += type == FrameType::kStaleApplied ? 1 : 0;
   return true;
 }

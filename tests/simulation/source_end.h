@@ -45,6 +45,9 @@ class SourceEnd {
   /// The connection that is on its way to become a lane; nullptr: none.
   [[nodiscard]] Connection* greeting() const { return greeting_; }
 
+  /// It has read that the target runs the guest. For checks.
+  [[nodiscard]] bool heard_running() const { return told_running_; }
+
   /// Somebody is needed to go on: it has given up trying by itself.
   [[nodiscard]] bool given_up() const { return given_up_; }
 
@@ -117,6 +120,7 @@ class SourceEnd {
              std::span<const std::byte> payload);
   void go_on();
   void target_runs();
+  void note_at_last();
   void give_back();
   bool come_to_an_end();
 
@@ -189,7 +193,7 @@ class SourceEnd {
   bool take_back_ = false;
   bool save_failed_ = false;
   bool given_up_ = false;
-  bool told_running_ = false;  // In any epoch.
+  bool told_running_ = false;  // In any epoch, after the order.
   bool open_ = false;          // The server may answer.
   std::uint64_t attempts_ = 0;
   std::uint32_t lane_attempts_ = 0;  // At any lane of this epoch.

@@ -35,8 +35,8 @@ Task SourceEnd::see_it_through() {
       co_await try_again();
     } else {
       co_await until_told([this] {
-        return state_ == SourceState::kOrdered ? inbox_.running
-                                               : inbox_.complete || !inbox_.broken.empty();
+        return lanes().push ? inbox_.complete || !inbox_.broken.empty()
+                            : state_ == SourceState::kServing;
       });
       if (!inbox_.broken.empty() && !inbox_.complete && !interrupted()) {
         bool replaced = false;
@@ -62,8 +62,8 @@ bool SourceEnd::come_to_an_end() {
     give_back();
     return true;
   }
-  if (state_ == SourceState::kOrdered && inbox_.running) {
-    target_runs();
+  if (state_ == SourceState::kServing && !lanes().push) {
+    lanes().push = true;
     return true;
   }
   if (state_ == SourceState::kServing && inbox_.complete) {
@@ -73,10 +73,10 @@ bool SourceEnd::come_to_an_end() {
   return false;
 }
 
+/// Where the word is read, in whatever state that is: an ordered one.
 void SourceEnd::target_runs() {
   gate(OwnershipEvent::kTargetRuns);
   step(SourceEvent::kTargetRunning);
-  lanes().push = true;
 }
 
 void SourceEnd::give_back() {
@@ -118,7 +118,8 @@ Task SourceEnd::try_again() {
   for (std::uint64_t pause = world_.random.below(4); pause > 0; --pause) {
     co_await simulation::step();
   }
-  if (take_back_ && state_ == SourceState::kOrderedPaused) {
+  // Its user vouches that the target is gone: when it is, and wrongly when the source knows better.
+  if ((take_back_ || told_running_) && state_ == SourceState::kOrderedPaused) {
     world_.taken_back = true;
     step(SourceEvent::kTakeBack);
     co_return;
@@ -170,21 +171,18 @@ Task SourceEnd::try_again() {
 Task SourceEnd::compare(bool& settled) {
   co_await until_told(
       [this] { return inbox_.missing_told || (inbox_.running && inbox_.complete); });
-  const bool ordered = state_ == SourceState::kOrderedRecovering;
-  if (inbox_.never && ordered) {
+  if (inbox_.never && state_ == SourceState::kOrderedRecovering) {
     give_back();
     settled = true;
     co_return;
   }
   if (inbox_.running && inbox_.complete) {
-    if (ordered) {
-      target_runs();
-    }
+    note_at_last();
     finish();
     settled = true;
     co_return;
   }
-  if (!inbox_.missing_told || (!ordered && !inbox_.running)) {
+  if (!inbox_.missing_told || (state_ == SourceState::kServingRecovering && !inbox_.running)) {
     co_return;
   }
   bool opened = false;
@@ -202,16 +200,22 @@ void SourceEnd::go_on() {
   holes_taken_ = false;
   start_bulk(lanes());
   lanes().control->to_target.send({.type = FrameType::kResume});
-  if (inbox_.running && state_ == SourceState::kOrderedRecovering) {
-    return target_runs();
-  }
-  if (inbox_.running) {
-    step(SourceEvent::kTargetRunning);
+  note_at_last();
+  if (state_ == SourceState::kServingRecovering) {
+    step(SourceEvent::kCompared);
     lanes().push = true;
     return;
   }
   step(SourceEvent::kTargetLoaded);
   lanes().control->to_target.send({.type = FrameType::kRun});
+}
+
+/// Planted: when everything was told, and the recovery can be cut before.
+void SourceEnd::note_at_last() {
+  if (world_.planted(Plant::kRunningUnnoted) && inbox_.running &&
+      state_ == SourceState::kOrderedRecovering) {
+    target_runs();
+  }
 }
 
 Task SourceEnd::open_lanes(bool& opened) {

@@ -1,4 +1,5 @@
 """A guest on its way between two machines, and what it says about it on its serial port."""
+import re
 import sys
 import time
 
@@ -226,6 +227,36 @@ class MoveCase(vm.ScenarioCase):
         self.target.qmp.wait_status('postcopy-active')
         self.source.qmp.wait_status('postcopy-active')
         self.guest.moved_to(self.target)
+
+    def cut_behind_running_in_a_recovery(self):
+        """The guest runs at the target. The source hears so, in a recovery that is cut before it has
+        heard what is missing; and nobody answers it any more."""
+        heard = self.relay.on('control', 'source', wire.RUNNING, relay.Cut(after=10))
+        ends = self.cut_in_the_next_comparison()
+        self.begin(x_towline_switch='after-pass', x_towline_auto_recover=True)
+        heard.wait()
+        self.relay.cut()
+        ends.wait()
+        self.wait_end_of_recovery()
+        self.source.qmp.wait_status('postcopy-paused')
+
+    def cut_in_the_next_comparison(self):
+        """The next recovery ends before the target has said everything; nobody answers another."""
+        def last_words(*_):
+            self.relay.refuse()
+            return relay.Cut(how='fin')  # What came before is read.
+
+        return self.relay.on('control', 'source', wire.MISSING_END, relay.Decide(last_words))
+
+    def wait_end_of_recovery(self):
+        """Of one that had begun to compare; the source's, or its page server's."""
+        self.source.err.wait_for(lambda line: re.search('source.ends state=.*-recovering', line),
+                                 'the end of the recovery')
+
+    def running_at(self):
+        """The names of those machines that execute the guest."""
+        return [machine.name for machine in (self.source, self.target)
+                if machine.qmp.run_state() == 'running']
 
     def slowly_in_postcopy(self, **parameters):
         """The guest runs at the target, and most of its memory is at the source until the limit is

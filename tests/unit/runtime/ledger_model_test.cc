@@ -46,6 +46,7 @@ enum class Mistake : std::uint8_t {
   kOverBeforeRescue,
   kRecordAfterOrder,
   kReleasedAsSource,
+  kRunningAfterMissing,
 };
 
 enum class Message : std::uint8_t {
@@ -57,9 +58,8 @@ enum class Message : std::uint8_t {
   kRunning,
   kNever,
   kComplete,
-  kMissingAndLoaded,   ///< Missing pages, and that the order was never obeyed.
-  kMissingAndRunning,  ///< Missing pages, and that the guest runs.
-  kOverAndComplete,    ///< That the guest runs, and nothing is missing.
+  kMissingAndLoaded,  ///< Missing pages, and that the order was never obeyed.
+  kMissing,           ///< Missing pages, behind kRunning.
   kResume,
 };
 
@@ -153,6 +153,7 @@ struct World {
   bool died_as_source = false;  ///< With the process whose guest it was.
   bool died_as_target = false;
   bool forgotten = false;  ///< Memory and state are given up.
+  bool heard = false;      ///< This process or the ledger knows that a target runs the guest.
 
   Target& peer() { return targets.at(static_cast<std::size_t>(process.target)); }
 
@@ -167,7 +168,7 @@ std::string World::key() const {
   std::string bytes;
   const auto put = [&bytes](auto value) { bytes.push_back(static_cast<char>(value)); };
   for (const bool flag : {process.lives, process.heir, process.knows, process.joined, ledger.state,
-                          ran_on, died_as_source, died_as_target, forgotten}) {
+                          ran_on, died_as_source, died_as_target, forgotten, heard}) {
     put(flag);
   }
   put(process.session);
@@ -231,10 +232,8 @@ class Driver {
                 note_of(StandbyPhase::kParked)};
       case SourceAction::kOrder:
         return order(process);
-      case SourceAction::kPush:  // note_running(); in an epoch of recovery, go_on().
-        if (rule.value().from == SourceState::kOrderedRecovering) {
-          return joined(running(), {send_of(Message::kResume)});
-        }
+      case SourceAction::kPush:  // note_running(), on tl-control.
+      case SourceAction::kNoteRunning:
         return running();
       case SourceAction::kPushAgain:
         return {send_of(Message::kResume), step_of(event)};
@@ -260,7 +259,24 @@ class Driver {
     return {};
   }
 
-  /// The target's word that it runs the guest.
+  /// The target's word that it runs the guest, where it is read.
+  [[nodiscard]] Ops running_heard(const Process& process) const {
+    if (mistake_ == Mistake::kRunningAfterMissing &&
+        process.session == SourceState::kOrderedRecovering) {
+      return {};
+    }
+    return script(process, SourceEvent::kTargetRunning);
+  }
+
+  /// What it misses, behind that word.
+  [[nodiscard]] Ops missing_heard(const Process& process) const {
+    if (mistake_ == Mistake::kRunningAfterMissing &&
+        process.session == SourceState::kOrderedRecovering) {
+      return joined(running(), {send_of(Message::kResume), step_of(SourceEvent::kCompared)});
+    }
+    return script(process, SourceEvent::kCompared);
+  }
+
   [[nodiscard]] static Ops running() {
     return {gate_of(OwnershipEvent::kTargetRuns), note_of(StandbyPhase::kServing),
             step_of(SourceEvent::kTargetRunning)};
@@ -384,6 +400,8 @@ class LedgerWalk {
       note(target.tombstone && target.gate == Ownership::kHere, "a target runs that said never");
     }
     note(owners > 1, "two have the guest");
+    note(world.heard && world.process.lives && world.process.gate == Ownership::kHere,
+         "a guest is here that is known to run at its target");
     if (const auto end = end_of(world)) {
       ends_.insert(*end);
       good_.push_back(number);
@@ -518,7 +536,8 @@ class LedgerWalk {
     if (target.tombstone || target.state == TargetState::kFailed) {
       send(target, target.from_it, Message::kNever);
     } else if (target.state == TargetState::kCompleted) {
-      send(target, target.from_it, Message::kOverAndComplete);
+      send(target, target.from_it, Message::kRunning);
+      send(target, target.from_it, Message::kComplete);
     } else {
       target_steps(target, TargetEvent::kReconnected);
     }
@@ -551,7 +570,8 @@ class LedgerWalk {
       killed.peer().gate = Ownership::kGone;
       visit(killed);
     }
-    if (process.session == SourceState::kOrderedPaused && world.peer().fenced) {
+    // Who vouches may be wrong, but not against what was heard.
+    if (process.session == SourceState::kOrderedPaused && (world.peer().fenced || world.heard)) {
       try_source(world, SourceEvent::kTakeBack);
     }
   }
@@ -571,6 +591,7 @@ class LedgerWalk {
     World next = world;
     const Message message = world.peer().from_it.front();
     next.peer().from_it.erase(next.peer().from_it.begin());
+    next.heard = next.heard || message == Message::kRunning;
     next.process.todo = answer(next.process, message);
     visit(next);
   }
@@ -580,8 +601,7 @@ class LedgerWalk {
       case Message::kAccept:
         return driver_.script(process, SourceEvent::kAccepted);
       case Message::kRunning:
-      case Message::kMissingAndRunning:
-        return driver_.script(process, SourceEvent::kTargetRunning);
+        return driver_.running_heard(process);
       case Message::kNever:
         return driver_.script(process, SourceEvent::kTargetNever);
       case Message::kComplete:
@@ -591,12 +611,8 @@ class LedgerWalk {
         note(process.session == SourceState::kServingRecovering,
              "the target never ran what the ledger says it runs");
         return driver_.script(process, SourceEvent::kTargetLoaded);
-      case Message::kOverAndComplete: {
-        const Ops over{note_of(StandbyPhase::kOver), step_of(SourceEvent::kTargetComplete)};
-        return process.session == SourceState::kOrderedRecovering
-                   ? Driver::joined(Driver::running(), over)
-                   : over;
-      }
+      case Message::kMissing:
+        return driver_.missing_heard(process);
       case Message::kDescription:
       case Message::kState:
       case Message::kRun:
@@ -646,6 +662,7 @@ class LedgerWalk {
       next.died_as_source = !process.heir && (process.gate == Ownership::kHere ||
                                               (world.ledger.phase == StandbyPhase::kRunning &&
                                                (process.gate == Ownership::kHeld || released)));
+      next.heard = world.ledger.phase == StandbyPhase::kServing;
       next.process = Process{};
       next.process.lives = false;
       next.process.heir = true;
@@ -723,8 +740,10 @@ class LedgerWalk {
         break;
       case TargetAction::kTellMissing: {
         const bool runs = target.gate == Ownership::kHere;
-        send(target, target.from_it,
-             runs ? Message::kMissingAndRunning : Message::kMissingAndLoaded);
+        if (runs) {
+          send(target, target.from_it, Message::kRunning);
+        }
+        send(target, target.from_it, runs ? Message::kMissing : Message::kMissingAndLoaded);
         target.comparing = true;
         target.may_repeat = !runs;
         break;
@@ -825,8 +844,7 @@ class LedgerWalk {
       case Message::kNever:
       case Message::kComplete:
       case Message::kMissingAndLoaded:
-      case Message::kMissingAndRunning:
-      case Message::kOverAndComplete:
+      case Message::kMissing:
         note(true, "a message goes the wrong way");
     }
   }
@@ -883,6 +901,11 @@ TEST_CASE("the walk finds a rescue that gives the kept guest up when it begins")
 TEST_CASE("the walk finds an heir that releases a guest as if it could run it") {
   const LedgerWalk walk(Mistake::kReleasedAsSource);
   CHECK(walk.broken().contains("the last copy of the guest is dropped"));
+}
+
+TEST_CASE("the walk finds *running* that is noted only when what is missing was told") {
+  const LedgerWalk walk(Mistake::kRunningAfterMissing);
+  CHECK(walk.broken().contains("a guest is here that is known to run at its target"));
 }
 
 TEST_CASE("the walk finds a rescue whose heir would ask the wrong target") {

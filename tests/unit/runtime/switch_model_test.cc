@@ -30,9 +30,8 @@ enum class Message : std::uint8_t {
   kRunning,
   kNever,
   kComplete,
-  kMissingAndLoaded,   ///< Missing pages, and that the order was never obeyed.
-  kMissingAndRunning,  ///< Missing pages, and that the guest runs.
-  kOverAndComplete,    ///< That the guest runs, and nothing is missing.
+  kMissingAndLoaded,  ///< Missing pages, and that the order was never obeyed.
+  kMissing,           ///< Missing pages, behind kRunning.
   kResume,
 };
 
@@ -55,6 +54,7 @@ struct World {
   bool comparing = false;   ///< The target has told what it misses; *resume* is not here yet.
   bool may_repeat = false;  ///< The target told that it was not ordered: an order may come twice.
   bool fenced = false;      ///< The target was killed, and its user knows it.
+  bool heard = false;       ///< The source has read that the guest runs at the target.
 
   auto operator<=>(const World&) const = default;
 };
@@ -152,6 +152,7 @@ class Walk {
     note(here && there, "two copies run");
     note(world.tombstone && there, "a target runs that said never");
     note(here && !before_order(world.source), "the source runs after the order");
+    note(world.heard && here, "the source runs a guest that it knows to run at the target");
     note(world.there == Ownership::kHere && before_order(world.source) && world.source_knows,
          "the source gave up a guest that runs at the target");
     const bool settled = world.to_target.empty() && world.to_source.empty() && !world.cut;
@@ -210,10 +211,8 @@ class Walk {
         send(world, world.to_target, Message::kRun);
         break;
       case SourceAction::kPush:
+      case SourceAction::kNoteRunning:
         gate(world.here, OwnershipEvent::kTargetRuns);
-        if (rule.from == SourceState::kOrderedRecovering) {
-          send(world, world.to_target, Message::kResume);
-        }
         break;
       case SourceAction::kResumeGuest:
         gate(world.here, rule.from == SourceState::kSwitching ? OwnershipEvent::kRelease
@@ -268,8 +267,10 @@ class Walk {
         break;
       case TargetAction::kTellMissing: {
         const bool runs = world.there == Ownership::kHere;
-        send(world, world.to_source,
-             runs ? Message::kMissingAndRunning : Message::kMissingAndLoaded);
+        if (runs) {
+          send(world, world.to_source, Message::kRunning);
+        }
+        send(world, world.to_source, runs ? Message::kMissing : Message::kMissingAndLoaded);
         world.comparing = true;
         world.may_repeat = !runs;
         break;
@@ -411,8 +412,7 @@ class Walk {
       case Message::kNever:
       case Message::kComplete:
       case Message::kMissingAndLoaded:
-      case Message::kMissingAndRunning:
-      case Message::kOverAndComplete:
+      case Message::kMissing:
         note(true, "a message goes the wrong way");
     }
   }
@@ -426,6 +426,7 @@ class Walk {
         source_steps(world, SourceEvent::kRefused);
         break;
       case Message::kRunning:
+        world.heard = world.heard || !before_order(world.source);
         source_steps(world, SourceEvent::kTargetRunning);
         break;
       case Message::kNever:
@@ -438,14 +439,8 @@ class Walk {
         // What it says may be over by now: it was loading with the order read, and runs.
         source_steps(world, SourceEvent::kTargetLoaded);
         break;
-      case Message::kMissingAndRunning:
-        source_steps(world, SourceEvent::kTargetRunning);
-        break;
-      case Message::kOverAndComplete:
-        if (world.source == SourceState::kOrderedRecovering) {
-          source_steps(world, SourceEvent::kTargetRunning);
-        }
-        source_steps(world, SourceEvent::kTargetComplete);
+      case Message::kMissing:
+        source_steps(world, SourceEvent::kCompared);
         break;
       case Message::kResume:
       case Message::kDescription:
@@ -456,8 +451,8 @@ class Walk {
     }
   }
 
-  /// The link breaks and takes any tail of what is on the wire with it; each end notices once it
-  /// has read to the end.
+  /// The link breaks and takes any tail of what is on the wire with it; the target notices once it
+  /// has read to the end, the source also before: what has arrived is read all the same.
   void breakage(const World& world) {
     if (!world.cut && world.epoch == kMostEpochs) {
       return;  // The last one holds: everything must end in it.
@@ -474,7 +469,7 @@ class Walk {
       }
       return;
     }
-    if (world.to_source.empty() && !world.source_knows) {
+    if (!world.source_knows) {
       World next = world;
       next.source_knows = true;
       source_steps(next, SourceEvent::kLinkLost);
@@ -490,12 +485,14 @@ class Walk {
     }
   }
 
-  /// The source comes back in a new epoch; or its user has killed the target, and takes over.
+  /// The source comes back in a new epoch; or its user has killed the target, and takes over. A
+  /// user may be wrong about that, too: but not against what the source has heard.
   void recovery(const World& world) {
     if (!world.cut || !world.source_knows) {
       return;
     }
-    if (!world.fenced && world.epoch < kMostEpochs) {
+    // The old lane's reader is joined first: no word of one epoch is read in the next.
+    if (!world.fenced && world.epoch < kMostEpochs && world.to_source.empty()) {
       World next = world;
       if (source_steps(next, SourceEvent::kReconnect)) {
         visit(next);
@@ -513,7 +510,7 @@ class Walk {
       killed.fenced = true;
       killed.there = Ownership::kGone;
       visit(killed);
-      if (world.fenced) {
+      if (world.fenced || world.heard) {
         try_source(world, SourceEvent::kTakeBack);
       }
     }
@@ -535,7 +532,8 @@ class Walk {
     if (world.tombstone || world.target == TargetState::kFailed) {
       send(world, world.to_source, Message::kNever);
     } else if (world.target == TargetState::kCompleted) {
-      send(world, world.to_source, Message::kOverAndComplete);
+      send(world, world.to_source, Message::kRunning);
+      send(world, world.to_source, Message::kComplete);
     } else {
       target_steps(world, TargetEvent::kReconnected);
     }
@@ -601,6 +599,26 @@ TEST_CASE("the walk finds a source that can be cancelled after the order") {
   Tables tables;
   change(tables, SourceState::kOrdered, SourceEvent::kCancel, SourceState::kCancelled,
          SourceAction::kResumeGuest);
+  CHECK(Walk(tables).broken().contains("two copies run"));
+}
+
+TEST_CASE("the walk finds *running* that is noted only when it was told what is missing") {
+  Tables tables;
+  std::erase_if(tables.source, [](const SourceRule& rule) {
+    return rule.from == SourceState::kOrderedRecovering && rule.on == SourceEvent::kTargetRunning;
+  });
+  change(tables, SourceState::kOrderedRecovering, SourceEvent::kCompared, SourceState::kServing,
+         SourceAction::kPush);
+  const Walk walk(tables);
+  CHECK(walk.broken().contains("two copies run"));
+  CHECK(walk.broken().contains("the source runs a guest that it knows to run at the target"));
+}
+
+TEST_CASE("the walk finds a paused source that does not note what it reads late") {
+  Tables tables;
+  std::erase_if(tables.source, [](const SourceRule& rule) {
+    return rule.from == SourceState::kOrderedPaused && rule.on == SourceEvent::kTargetRunning;
+  });
   CHECK(Walk(tables).broken().contains("two copies run"));
 }
 
