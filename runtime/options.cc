@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include "base/text.h"
+
 namespace towline::runtime {
 namespace {
 
@@ -134,8 +136,8 @@ base::Expected<Uri> Uri::parse(const std::string& text) {
   if (!is_unix && !all_printable(all)) {
     return refuse("tcp:", "it holds a space or a control character");
   }
-  if (is_unix && all.find_first_of(std::string_view("\0\n\r", 3)) != std::string_view::npos) {
-    return refuse("unix:", "the path holds a line end or a NUL");
+  if (is_unix && base::has_control(all)) {
+    return refuse("unix:", "the path holds a line end or another control character");
   }
   return is_unix ? parse_unix(text, all.substr(5)) : parse_tcp(text, all.substr(4));
 }
@@ -176,6 +178,10 @@ base::Expected<PageServerChoice> PageServerChoice::parse(const std::string& text
     return choice;
   }
   constexpr std::string_view kPrefix = "unix:";
+  if (base::has_control(text)) {
+    return base::fail(base::ErrorKind::kRefused, "page server",
+                      "page server: the path holds a line end or another control character");
+  }
   if (text.starts_with(kPrefix) && text.size() > kPrefix.size()) {
     choice.kind = Kind::kDaemon;
     choice.path = text.substr(kPrefix.size());

@@ -2,12 +2,38 @@
 
 #include <fmt/format.h>
 
+#include "base/text.h"
+
 #include <CLI/CLI.hpp>
 
 namespace towline::tools {
+namespace {
+
+/// What a complaint may show of a value: one line that steers no terminal, whatever was given.
+std::string visible(const std::string& text) {
+  if (!base::has_control(text)) {
+    return text;
+  }
+  std::string shown;
+  for (const char one : text) {
+    const auto byte = static_cast<unsigned char>(one);
+    shown += byte < 0x20 || byte >= 0x7f ? fmt::format("\\x{:02x}", byte) : std::string(1, one);
+  }
+  return shown;
+}
+
+}  // namespace
 
 void complain(const std::string& option, const std::string& value, const std::string& remedy) {
-  throw CLI::ValidationError(fmt::format("{} '{}'", option, value), remedy);
+  throw CLI::ValidationError(fmt::format("{} '{}'", option, visible(value)), remedy);
+}
+
+void check_name(const std::string& text) {
+  if (base::has_control(text)) {
+    complain("--name", text,
+             "it stands in every line of the log; use one without line ends and other control "
+             "characters");
+  }
 }
 
 std::uint64_t size_of(const std::string& option, const std::string& text) {

@@ -16,6 +16,9 @@ namespace towline::tools {
                            const std::string& remedy);
 
 /// Bytes. Errors: as parse_size().
+/// A name stands in every line of the log.
+void check_name(const std::string& text);
+
 std::uint64_t size_of(const std::string& option, const std::string& text);
 
 /// A socket's path, which may stand with unix: before it.

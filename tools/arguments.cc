@@ -72,6 +72,7 @@ void declare_page_server(CLI::App& app, PageServerArguments& server, PageServerT
 }
 
 void finish_page_server(PageServerArguments& server, const PageServerTexts& texts) {
+  check_name(server.name);
   server.listen = unix_path("--listen", server.listen);
   if (server.listen.empty() == (server.socket_fd < 0)) {
     throw CLI::RequiredError("Either --listen unix:PATH or --socket-fd N");

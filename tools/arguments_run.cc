@@ -83,7 +83,8 @@ std::vector<std::string> hidden_features(const std::string& text) {
 }  // namespace
 
 void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
-  app.add_option("--kernel", run.machine.kernel, "PVH ELF to boot; not needed with --incoming")
+  app.add_option("--kernel", run.machine.kernel,
+                 "PVH ELF to boot; with --incoming only system_reset boots it")
       ->type_name("FILE");
   app.add_option("--append", run.machine.append, "Kernel command line")->type_name("TEXT");
   app.add_option("--initrd", run.machine.initrd, "Initial RAM disk")->type_name("FILE");
@@ -144,6 +145,7 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
 
 void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   run.machine.incoming = incoming;
+  check_name(run.machine.name);
   check_memory(run, texts.memory, texts.backing);
   check_serial(run.machine.serial);
   run.machine.hidden_features = hidden_features(texts.cpu);

@@ -1,8 +1,10 @@
 #include "tools/run.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -35,6 +37,45 @@ constexpr std::chrono::seconds kVcpusEndWithin{5};
 
 constexpr std::size_t kMaxSecret = 4096;
 
+/// A pipe has no mode that says anything.
+void tell_if_exposed(const base::OwnedFd& fd, const std::string& path) {
+  struct stat about {};
+
+  if (::fstat(fd.get(), &about) == 0 && S_ISREG(about.st_mode) &&
+      (about.st_mode & (S_IROTH | S_IWOTH)) != 0) {
+    base::log(base::LogLevel::kWarning,
+              "secret.exposed file={} mode={:04o}: every user of this host can {} it, and with it "
+              "give or take a guest; chmod 600 {}",
+              path, about.st_mode & 07777U, (about.st_mode & S_IROTH) != 0 ? "read" : "change",
+              path);
+  }
+}
+
+/// Not refused: a guest that leaves most of its memory untouched is well off.
+void tell_if_beyond_host(base::Bytes memory) {
+  const long pages = ::sysconf(_SC_PHYS_PAGES);
+  const auto host =
+      base::Bytes{static_cast<std::uint64_t>(std::max(pages, 0L)) * base::kSmallPage.value};
+  if (memory.value > host.value) {
+    base::log(
+        base::LogLevel::kWarning,
+        "memory.beyond_host memory_mib={} host_mib={}: the guest is given more than this host "
+        "has; once it has touched more than there is, the kernel ends this process, and the "
+        "guest with it; give less --memory",
+        memory.value >> 20U, host.value >> 20U);
+  }
+}
+
+/// Said because it reads as if it were booted.
+void tell_what_kernel_is_for(const RunArguments& arguments) {
+  if (arguments.machine.incoming && !arguments.machine.kernel.empty()) {
+    base::log(base::LogLevel::kInfo,
+              "vm.kernel_waits kernel={}: with --incoming the guest comes from its source; only "
+              "system_reset boots this",
+              arguments.machine.kernel);
+  }
+}
+
 base::Expected<std::optional<std::string>> read_secret(const std::string& path) {
   if (path.empty()) {
     return std::optional<std::string>();
@@ -52,6 +93,7 @@ base::Expected<std::optional<std::string>> read_secret(const std::string& path) 
     return base::fail_errno(base::ErrorKind::kRefused, "open",
                             fmt::format("--secret '{}' cannot be read", path));
   }
+  tell_if_exposed(fd, path);
   secret.resize(static_cast<std::size_t>(got));
   if (secret.size() > kMaxSecret) {
     return complain("it is too long");
@@ -96,6 +138,8 @@ class Process {
     made->loop_ = TRY(runtime::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
     made->machine_ = TRY(vmm::KvmMachine::create(arguments.machine));
+    tell_if_beyond_host(arguments.machine.memory);
+    tell_what_kernel_is_for(arguments);
     made->machine_->set_listener(made->events_.get());
     made->make_monitor(
         {.incoming = arguments.machine.incoming,

@@ -297,8 +297,9 @@ bool same_answers(const CpuidTable& one, const CpuidTable& other) {
 std::vector<std::string> missing_features(const CpuidTable& source, const CpuidTable& here) {
   std::vector<std::string> missing;
   if (vendor_of(source) != vendor_of(here)) {
-    missing.push_back(fmt::format("CPU vendor differs: the source's guest has '{}', here is '{}'",
-                                  vendor_of(source), vendor_of(here)));
+    missing.push_back(
+        fmt::format("CPU vendor differs: the source's guest has '{}', the target '{}'",
+                    vendor_of(source), vendor_of(here)));
   }
   for (const FeatureWord& word : kFeatureWords) {
     const std::uint32_t theirs = word_of(source, word.leaf, word.index, word.in);
@@ -306,12 +307,12 @@ std::vector<std::string> missing_features(const CpuidTable& source, const CpuidT
     const std::uint32_t lacking = theirs & ~ours & ~word.not_features;
     for (unsigned bit = 0; bit < 32; ++bit) {
       if ((lacking >> bit & 1U) != 0) {
-        missing.push_back(describe(word, bit) + " is missing here");
+        missing.push_back(describe(word, bit) + " is missing at the target");
       }
     }
   }
   if (physical_address_bits(source) > physical_address_bits(here)) {
-    missing.push_back(fmt::format("the source's guest has {} physical address bits, here are {}",
+    missing.push_back(fmt::format("the source's guest has {} physical address bits, the target {}",
                                   physical_address_bits(source), physical_address_bits(here)));
   }
   return missing;

@@ -48,12 +48,12 @@ void compare_devices(const Section& theirs, std::vector<std::string>& reasons) {
     if (!version.ok()) {
       reasons.push_back(to_string(version.error()));
     } else if (ours == kDevices.end()) {
-      reasons.push_back(fmt::format(
-          "the source has a device '{}', which this machine does not know", field.name));
+      reasons.push_back(
+          fmt::format("the source has a device '{}', which the target does not know", field.name));
     } else if (version.value() != ours->version) {
       reasons.push_back(
-          fmt::format("the state of device '{}' has version {} at the source, {} here", field.name,
-                      version.value(), ours->version));
+          fmt::format("the state of device '{}' has version {} at the source, {} at the target",
+                      field.name, version.value(), ours->version));
     }
   }
 }
@@ -67,15 +67,17 @@ void compare_machine(const Section& theirs, std::uint32_t vcpus, std::uint32_t t
     return;
   }
   if (their_vcpus.value() != vcpus) {
-    reasons.push_back(
-        fmt::format("the source has {} vCPUs, this machine has {}", their_vcpus.value(), vcpus));
+    reasons.push_back(fmt::format(
+        "the source has {} vCPUs, the target has {}; start the target with the source's "
+        "--vcpus",
+        their_vcpus.value(), vcpus));
   }
   const std::uint64_t khz = their_khz.value();
   const std::uint64_t apart =
       std::max<std::uint64_t>(khz, tsc_khz) - std::min<std::uint64_t>(khz, tsc_khz);
   if (apart > tsc_khz * kTscTolerancePpm / 1'000'000) {
     reasons.push_back(
-        fmt::format("the source's TSC runs at {} kHz, this host's at {} kHz", khz, tsc_khz));
+        fmt::format("the source's TSC runs at {} kHz, the target's at {} kHz", khz, tsc_khz));
   }
 }
 
@@ -203,8 +205,9 @@ base::Outcome KvmMachineImpl::load(const MachineState& state) {
     return fail(ErrorKind::kCorrupt, "load machine", "section machine[0] or uart[0] is missing");
   }
   if (const auto vcpus = TRY(machine->get("vcpus")); vcpus != config_.vcpus) {
-    return fail(ErrorKind::kRefused, "load machine",
-                fmt::format("machine[0]: field 'vcpus' is {}, here are {}", vcpus, config_.vcpus));
+    return fail(
+        ErrorKind::kRefused, "load machine",
+        fmt::format("machine[0]: field 'vcpus' is {}, the target has {}", vcpus, config_.vcpus));
   }
   const bool runs = TRY(machine->get("runs")) != 0;
   TRY(adopt_cpuid(state));

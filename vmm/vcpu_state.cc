@@ -150,9 +150,10 @@ base::Outcome write_msrs(const KvmVcpu& vcpu, std::span<const kvm_msr_entry> msr
     }
     const kvm_msr_entry& refused = msrs[written];
     if (refused.data != 0) {
-      return fail(ErrorKind::kFailed, "KVM_SET_MSRS",
-                  fmt::format("vcpu[{}]: field 'msrs': this host's KVM refuses MSR {:#x} = {:#x}",
-                              instance, refused.index, refused.data));
+      return fail(
+          ErrorKind::kFailed, "KVM_SET_MSRS",
+          fmt::format("vcpu[{}]: field 'msrs': the KVM that loads it refuses MSR {:#x} = {:#x}",
+                      instance, refused.index, refused.data));
     }
     msrs = msrs.subspan(written + 1);
   }
@@ -186,9 +187,11 @@ base::Outcome load_fpu(const KvmVcpu& vcpu, const VcpuFeatures& features, const 
   const std::size_t kept = std::min(saved.size(), features.xsave_bytes);
   if (std::any_of(saved.begin() + static_cast<long>(kept), saved.end(),
                   [](std::byte one) { return one != std::byte{0}; })) {
-    return fail(ErrorKind::kFailed, "KVM_SET_XSAVE",
-                fmt::format("vcpu[{}]: field 'xsave' of {} bytes uses more than this host's {}",
-                            section.instance, saved.size(), features.xsave_bytes));
+    return fail(
+        ErrorKind::kFailed, "KVM_SET_XSAVE",
+        fmt::format(
+            "vcpu[{}]: field 'xsave' of {} bytes uses more than the {} of the host that loads it",
+            section.instance, saved.size(), features.xsave_bytes));
   }
   std::vector<std::byte> xsave(features.xsave_bytes);
   std::copy_n(saved.begin(), kept, xsave.begin());

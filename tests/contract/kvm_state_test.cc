@@ -341,8 +341,10 @@ TEST_CASE_FIXTURE(Fixture, "a target with fewer vCPUs or without a CPU feature s
       machine(true, 1, [](MachineConfig& config) { config.hidden_features = {"cx16"}; });
   const auto reasons = target->refusals(source->shape());
   REQUIRE(reasons.size() == 2);
-  CHECK(reasons[0] == "the source has 2 vCPUs, this machine has 1");
-  CHECK(reasons[1] == "CPUID feature 'cx16' (leaf 0x1, index 0, ECX bit 13) is missing here");
+  CHECK(reasons[0] ==
+        "the source has 2 vCPUs, the target has 1; start the target with the source's --vcpus");
+  CHECK(reasons[1] ==
+        "CPUID feature 'cx16' (leaf 0x1, index 0, ECX bit 13) is missing at the target");
 }
 
 TEST_CASE_FIXTURE(Fixture, "a guest keeps the CPUID that it began with on a richer host") {
@@ -367,7 +369,7 @@ TEST_CASE_FIXTURE(Fixture, "devices that the target does not know, or otherwise,
   const auto reasons = target->refusals(shape);
   REQUIRE(reasons.size() == 3);
   CHECK(mentions(reasons[0], "TSC runs at 1000 kHz"));
-  CHECK(mentions(reasons[1], "device 'uart' has version 9 at the source, 1 here"));
+  CHECK(mentions(reasons[1], "device 'uart' has version 9 at the source, 1 at the target"));
   CHECK(mentions(reasons[2], "device 'virtio-net'"));
   CHECK(target->refusals(MachineState{}).size() == 1);
 }

@@ -220,6 +220,51 @@ class BadInput(RefusalCase):
         self.assertEqual(client.run_state(), 'running')
 
 
+class Told(vm.ScenarioCase):
+    """What is allowed, and better known."""
+
+    def lines(self, machine, event):
+        """Those of an event, of a machine that started and ended. Its log is on standard error."""
+        machine.qmp('quit')
+        self.assertEqual(machine.wait(), 0)
+        return [line for line in machine.err.snapshot() if event in line]
+
+    def test_memory_beyond_the_hosts_is_told_once_with_both_numbers(self):
+        host_mib = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20
+        machine = self.run_vm(memory=f'{host_mib + 1024}M')
+        said = self.lines(machine, 'memory.beyond_host')
+        self.assertEqual(len(said), 1, machine.err.text())
+        self.assertIn(f'memory_mib={host_mib + 1024} host_mib={host_mib}', said[0])
+        self.assertIn(' warning ', said[0])
+
+    def test_a_secret_that_everybody_can_read_is_told_with_its_remedy(self):
+        secret = self.folder / 'secret'
+        secret.write_text('not any more')
+        for mode, times in ((0o600, 0), (0o640, 0), (0o644, 1)):
+            with self.subTest(mode=oct(mode)):
+                secret.chmod(mode)
+                machine = self.run_vm(f'vm-{mode:o}', extra=('--secret', secret))
+                said = self.lines(machine, 'secret.exposed')
+                self.assertEqual(len(said), times, machine.err.text())
+        self.assertIn('mode=0644', said[0])
+        self.assertIn(f'chmod 600 {secret}', said[0])
+
+    def test_what_the_kernel_of_a_target_is_for_is_told(self):
+        self.assertEqual(len(self.lines(self.run_vm('source'), 'vm.kernel_waits')), 0)
+        said = self.lines(self.run_vm('target', incoming='defer'), 'vm.kernel_waits')
+        self.assertEqual(len(said), 1)
+        self.assertIn(f'kernel={vm.BARE_GUEST}', said[0])
+        self.assertIn('system_reset', said[0])
+
+    def test_a_name_that_would_break_lines_of_the_log_is_refused_in_one(self):
+        for command in (('run', '--kernel', vm.BARE_GUEST),
+                        ('page-server', '--listen', f'unix:{self.folder}/pages')):
+            refused = self.towline(*command, '--name', 'a\n2026-01-01T00:00:00 vm info all is well')
+            self.assertEqual(refused.wait(), 2)
+            self.assertIn('--name', refused.err.text())
+            self.assertFalse([line for line in refused.err.snapshot() if line.startswith('2026')])
+
+
 def program_headers(elf):
     """Offsets of the program headers of a 64-bit ELF file."""
     first, = struct.unpack_from('<Q', elf, 32)
@@ -270,8 +315,10 @@ class BadTarget(RefusalCase):
     def test_a_target_with_fewer_vcpus_says_both_numbers(self):
         _, uri = self.waiting_target(vcpus=1)
         answer = self.failed_move(self.run_vm('source', vcpus=2), uri, 'vcpu')
-        self.assertRegex(answer['error-desc'], '2')
-        self.assertRegex(answer['error-desc'], '1')
+        # Told at the source, whose machine 'this machine' would be.
+        self.assertIn('the source has 2 vCPUs, the target has 1', answer['error-desc'])
+        for word in ('this machine', 'this host', ' here'):
+            self.assertNotIn(word, answer['error-desc'])
 
     def test_a_target_without_a_feature_of_the_processor_names_it(self):
         _, uri = self.waiting_target(extra=['--cpu', 'host,-cx16'])

@@ -152,7 +152,9 @@ class Conversation(vm.ScenarioCase):
         self.assertEqual([client.read()['id'] for _ in range(200)], list(range(200)))
 
     def test_every_command_that_is_listed_answers(self):
-        for command in self.machine.qmp('query-commands'):
+        listed = self.machine.qmp('query-commands')
+        self.assertIn('qmp_capabilities', [command['name'] for command in listed])
+        for command in listed:
             name = command['name']
             if name.startswith('query-') or name in ('stop', 'cont'):
                 with self.subTest(command=name):
@@ -187,6 +189,13 @@ class NotBuilt(vm.ScenarioCase):
                 self.machine.qmp('migrate-set-capabilities',
                                  capabilities=[{'capability': name, 'state': True}])
             self.assertIn(name, caught.exception.desc)
+
+    def test_a_manager_may_turn_off_whatever_it_did_not_ask_for(self):
+        before = self.machine.qmp('query-migrate-capabilities')
+        self.machine.qmp.set_capabilities(**{name: False for name in (
+            'xbzrle', 'auto_converge', 'release_ram', 'multifd', 'postcopy_blocktime',
+            'background_snapshot', 'mapped_ram', 'events', 'postcopy_ram')})
+        self.assertEqual(self.machine.qmp('query-migrate-capabilities'), before)
 
     def test_a_list_with_one_bad_capability_changes_none(self):
         with self.assertRaises(qmp.QmpError):
@@ -275,6 +284,19 @@ class WhileEveryVcpuWaits(moves.MoveCase):
         self.assertEqual(said.wait(), 0, said.err.text())
         # Nothing came meanwhile: they wait for the very same pages.
         self.assertGreaterEqual(vm.userfault_waiters(self.target.pid), 2)
+
+    def test_before_the_first_byte_everything_remains(self):
+        self.pair()
+        self.stopped_in_setup()
+        answer = self.source.qmp.migration()
+        self.assertEqual(answer['status'], 'setup')
+        self.assertEqual(answer['ram']['remaining'], answer['ram']['total'])
+        self.assertGreaterEqual(answer['ram']['total'], 128 * moves.MIB)
+        self.source.qmp('migrate-set-parameters', downtime_limit=0)  # Managers do, while one runs.
+        self.source.qmp('migrate_cancel')
+        self.relay.release()
+        self.source.qmp.wait_status('cancelled')
+        self.source_runs_on()
 
     def outstanding(self):
         return self.target.qmp.migration()['x-towline']['faults']['outstanding']

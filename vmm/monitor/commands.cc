@@ -32,6 +32,7 @@ Answer query_version(CommandContext& /*context*/, Arguments& arguments) {
 Answer query_commands(CommandContext& /*context*/, Arguments& arguments) {
   NO_ARGUMENTS();
   Json list = Json::array();
+  list.add(Json::object({{"name", "qmp_capabilities"}}));  // The session's own.
   for (const auto& command : commands()) {
     list.add(Json::object({{"name", command.name}}));
   }

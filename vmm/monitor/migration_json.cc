@@ -13,6 +13,38 @@ namespace {
 using runtime::MigrationReport;
 using runtime::MigrationStatus;
 
+/// What the other end lacks. Before the first byte that is everything: a 0 reads as "done".
+std::uint64_t remaining_bytes(const MigrationReport& report) {
+  switch (report.status) {
+    case MigrationStatus::kSetup:
+      return report.total_bytes;
+    case MigrationStatus::kCompleted:
+      return 0;
+    case MigrationStatus::kNone:
+    case MigrationStatus::kActive:
+    case MigrationStatus::kDevice:
+    case MigrationStatus::kPostcopyDevice:
+    case MigrationStatus::kPostcopyActive:
+    case MigrationStatus::kPostcopyPaused:
+    case MigrationStatus::kPostcopyRecoverSetup:
+    case MigrationStatus::kPostcopyRecover:
+    case MigrationStatus::kFailed:
+    case MigrationStatus::kCancelling:
+    case MigrationStatus::kCancelled:
+      return report.remaining_bytes;
+  }
+  __builtin_unreachable();
+}
+
+/// As QEMU writes numbers that need no fraction: 0 and not 0.0.
+Json number_json(double value) {
+  constexpr double kExact = 9007199254740992;  // 2^53
+  if (value >= 0 && value < kExact && std::floor(value) == value) {
+    return static_cast<std::uint64_t>(value);
+  }
+  return value;
+}
+
 Json ram_json(const MigrationReport& report) {
   const bool done = report.status == MigrationStatus::kCompleted;
   Json ram = Json::object();
@@ -23,9 +55,9 @@ Json ram_json(const MigrationReport& report) {
   ram.set("pages-per-second", report.pages_per_second);
   ram.set("downtime-bytes", report.downtime_bytes);
   ram.set("page-size", report.page_size);
-  ram.set("remaining", done ? 0 : report.remaining_bytes);
+  ram.set("remaining", remaining_bytes(report));
   ram.set("postcopy-bytes", report.postcopy_bytes);
-  ram.set("mbps", report.mbps);
+  ram.set("mbps", number_json(report.mbps));
   ram.set("transferred", report.transferred);
   ram.set("dirty-sync-missed-zero-copy", 0);
   ram.set("precopy-bytes", report.precopy_bytes);
@@ -68,7 +100,8 @@ Json own_json(const RoleReport& latest) {
   const MigrationReport& report = latest.report;
   const bool target = latest.role == Role::kTarget;
   Json own = Json::object({{"role", target ? "target" : "source"}});
-  own.set("remaining-pages", report.page_size == 0 ? 0 : report.remaining_bytes / report.page_size);
+  own.set("remaining-pages",
+          report.page_size == 0 ? 0 : remaining_bytes(report) / report.page_size);
   own.set("pages-after-switch", report.pages_after_switch);
   own.set("epoch", report.epoch);
   own.set("recoveries", report.recoveries);

@@ -56,6 +56,19 @@ constexpr std::array kNotBuilt{
     NotBuilt{"x-checkpoint-delay", "there are no checkpoints"},
 };
 
+/// The capabilities of QEMU 10.2 that are not built here. Each is off there unless it is set, and
+/// off here always.
+constexpr std::array<std::string_view, 18> kAlwaysOff{
+    "xbzrle",        "rdma-pin-all",        "auto-converge",           "zero-blocks",
+    "x-colo",        "release-ram",         "pause-before-switchover", "multifd",
+    "dirty-bitmaps", "postcopy-blocktime",  "late-block-activate",     "x-ignore-shared",
+    "validate-uuid", "background-snapshot", "zero-copy-send",          "switchover-ack",
+    "dirty-limit",   "mapped-ram"};
+
+bool is_always_off(std::string_view capability) {
+  return std::find(kAlwaysOff.begin(), kAlwaysOff.end(), capability) != kAlwaysOff.end();
+}
+
 base::Err<base::Error> not_built(std::string_view name) {
   for (const auto& known : kNotBuilt) {
     if (name.starts_with(known.prefix)) {
@@ -196,7 +209,30 @@ base::Outcome set_recovery(MigrationSettings& settings, const Json::Member& memb
   return not_built(member.name);
 }
 
-base::Outcome set_shape(MigrationSettings& settings, const Json::Member& member) {
+/// The page budget of the switch that a downtime limit stands for.
+///
+/// A page of the last delta costs the pause about a microsecond at the target (it is zapped
+/// there), so a limit in milliseconds is a number of thousands of pages. Only 0 is less than the
+/// default budget: then the switch waits, as long as it may, for a moment without a dirty page.
+std::uint64_t page_budget(const MigrationSettings& settings) {
+  return std::min(runtime::MigrationOptions{}.switch_page_budget,
+                  settings.downtime_limit_ms * 1000);
+}
+
+base::Outcome set_downtime(MigrationSettings& settings, const Json::Member& member, bool running) {
+  const std::uint64_t before = page_budget(settings);
+  settings.downtime_limit_ms = TRY(downtime(member));
+  if (running && page_budget(settings) != before) {
+    // Managers turn it up while they wait for a move, and QEMU takes it. Here it decides next to
+    // nothing, so the move in progress keeps what it was begun with.
+    base::log(base::LogLevel::kInfo,
+              "migration.parameter name=downtime-limit value={}: counts from the next migration on",
+              settings.downtime_limit_ms);
+  }
+  return base::Done{};
+}
+
+base::Outcome set_shape(MigrationSettings& settings, const Json::Member& member, bool running) {
   if (member.name == "x-towline-switch") {
     settings.switch_policy = TRY(policy(member));
   } else if (member.name == "x-towline-passes") {
@@ -204,7 +240,7 @@ base::Outcome set_shape(MigrationSettings& settings, const Json::Member& member)
   } else if (member.name == "x-towline-bulk-lanes") {
     settings.bulk_lanes = static_cast<std::uint32_t>(TRY(whole(member, 1, 16, "")));
   } else if (member.name == "downtime-limit") {
-    settings.downtime_limit_ms = TRY(downtime(member));
+    return set_downtime(settings, member, running);
   } else {
     return set_recovery(settings, member);
   }
@@ -220,23 +256,13 @@ std::vector<std::string> texts(const std::vector<runtime::Uri>& addresses) {
   return list;
 }
 
-/// The page budget of the switch that a downtime limit stands for.
-///
-/// A page of the last delta costs the pause about a microsecond at the target (it is zapped
-/// there), so a limit in milliseconds is a number of thousands of pages. Only 0 is less than the
-/// default budget: then the switch waits, as long as it may, for a moment without a dirty page.
-std::uint64_t page_budget(const MigrationSettings& settings) {
-  return std::min(runtime::MigrationOptions{}.switch_page_budget,
-                  settings.downtime_limit_ms * 1000);
-}
-
 /// What a migration is given once, when it starts.
 auto fixed_part(const MigrationSettings& settings) {
   return std::tuple(settings.switch_policy, settings.passes, settings.bulk_lanes,
-                    page_budget(settings), settings.auto_recover, settings.heartbeat_ms,
-                    settings.patience_ms, settings.frozen_patience_ms,
-                    settings.reconnect_deadline_s, texts(settings.alternates),
-                    settings.memory_reserve, settings.page_server.to_string());
+                    settings.auto_recover, settings.heartbeat_ms, settings.patience_ms,
+                    settings.frozen_patience_ms, settings.reconnect_deadline_s,
+                    texts(settings.alternates), settings.memory_reserve,
+                    settings.page_server.to_string());
 }
 
 base::Outcome set_parameter(MigrationSettings& settings, const Json::Member& member, bool running) {
@@ -244,7 +270,7 @@ base::Outcome set_parameter(MigrationSettings& settings, const Json::Member& mem
     return set_bandwidth(settings, member);
   }
   const auto before = fixed_part(settings);
-  TRY(set_shape(settings, member));
+  TRY(set_shape(settings, member, running));
   // Managers write the same values again and again: only a change is refused.
   if (running && fixed_part(settings) != before) {
     return refuse(
@@ -286,10 +312,13 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
   } else if (change.name == "postcopy-preempt") {
     settings.postcopy_preempt = change.state;
   } else if (change.name != "return-path") {
-    return not_accepted("capability", change.name);
+    // Managers write "off" for everything that they did not ask for, and off it is.
+    return is_always_off(change.name) && !change.state
+               ? base::Outcome(base::Done{})
+               : base::Outcome(not_accepted("capability", change.name));
   } else if (!change.state) {
-    // Managers write "off" for everything they did not ask for. A refusal would stop them for
-    // nothing; query-migrate-capabilities keeps telling the truth.
+    // The same, and not true. A refusal would stop them for nothing; query-migrate-capabilities
+    // keeps telling the truth.
     base::log(base::LogLevel::kWarning,
               "migration.capability name=return-path state=off: it stays on, always in effect");
   }

@@ -76,7 +76,20 @@ TEST_CASE("lengths are limited to what a resolver and a socket can hold") {
   CHECK(has(refusal("tcp:" + std::string(256, 'h') + ":1"), "255"));
   CHECK(parsed("unix:" + std::string(107, 'p')).path.size() == 107);
   CHECK(has(refusal("unix:" + std::string(108, 'p')), "107"));
-  CHECK(has(refusal(std::string("unix:a\0b", 8)), "NUL"));
+}
+
+TEST_CASE("a path with a control character is refused, and not shown") {
+  for (const std::string& path : {std::string("a\0b", 3), std::string("a\nb"),
+                                  std::string("a\x1b[2Jb"), std::string("a\x7f")}) {
+    const std::string said = refusal("unix:" + path);
+    CHECK(has(said, "control character"));
+    CHECK_FALSE(has(said, path));
+    const auto server = PageServerChoice::parse("unix:" + path);
+    REQUIRE_FALSE(server.ok());
+    CHECK(has(server.error().detail, "control character"));
+    CHECK_FALSE(has(server.error().detail, path));
+  }
+  CHECK(parsed("unix:/with a space, \xc3\xbc").path == "/with a space, \xc3\xbc");
 }
 
 TEST_CASE("only what nobody beyond this host can reach is local") {

@@ -53,6 +53,17 @@ TEST_CASE("help is shown for each subcommand, with examples") {
   }
 }
 
+TEST_CASE("a name that would break lines of the log is refused, in one line") {
+  for (const std::string name : {"a\nb", "a\rb", "\x1b[31mred", "a\tb", "a\x7f", "a\xc2\x9b"}) {
+    const std::string said = bad(run_with({"--name", name}), {"--name", "control characters"});
+    CHECK_FALSE(has(said, name));
+    bad({"page-server", "--listen", "unix:/a", "--name", name}, {"--name", "control characters"});
+  }
+  CHECK(has(bad(run_with({"--name", "a\nb"})), "'a\\x0ab'"));
+  CHECK(good<RunArguments>(run_with({"--name", "M\xc3\xbcller's vm-1"})).machine.name ==
+        "M\xc3\xbcller's vm-1");
+}
+
 TEST_CASE("a machine's description is read from the command line") {
   // clang-format off
   const auto run = good<RunArguments>(

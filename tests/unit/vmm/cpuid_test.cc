@@ -127,7 +127,7 @@ TEST_CASE("a missing feature is named by name, leaf, register and bit") {
   here[2].ebx &= ~(1U << 5U);
   const auto lines = missing_features(sample(), here);
   REQUIRE(lines.size() == 1);
-  CHECK(lines[0] == "CPUID feature 'avx2' (leaf 0x7, index 0, EBX bit 5) is missing here");
+  CHECK(lines[0] == "CPUID feature 'avx2' (leaf 0x7, index 0, EBX bit 5) is missing at the target");
 }
 
 TEST_CASE("a missing feature that nobody gave a name is named by its place") {
@@ -135,7 +135,7 @@ TEST_CASE("a missing feature that nobody gave a name is named by its place") {
   source[2].ecx |= 1U << 27U;
   const auto lines = missing_features(source, sample());
   REQUIRE(lines.size() == 1);
-  CHECK(lines[0] == "CPUID feature (leaf 0x7, index 0, ECX bit 27) is missing here");
+  CHECK(lines[0] == "CPUID feature (leaf 0x7, index 0, ECX bit 27) is missing at the target");
 }
 
 TEST_CASE("a leaf that is not there at all lacks all that the source has in it") {
@@ -157,8 +157,8 @@ TEST_CASE("another vendor and fewer address bits are named with both values") {
   here[0] = leaf(0x0, 0, 0x10, 0x68747541, 0x444d4163, 0x69746e65);
   here[7].eax = 0x3928;
   const auto lines = missing_features(sample(), here);
-  CHECK(any_mentions(lines, "'GenuineIntel', here is 'AuthenticAMD'"));
-  CHECK(any_mentions(lines, "48 physical address bits, here are 40"));
+  CHECK(any_mentions(lines, "'GenuineIntel', the target 'AuthenticAMD'"));
+  CHECK(any_mentions(lines, "48 physical address bits, the target 40"));
 }
 
 }  // namespace

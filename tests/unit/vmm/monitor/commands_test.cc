@@ -23,7 +23,8 @@ MigrationConfig waiting() {
 TEST_CASE("query-commands lists what can be called, and every query answers in every run state") {
   Desk desk;
   const Json list = desk.good("query-commands");
-  REQUIRE(list.items()->size() == commands().size());
+  REQUIRE(list.items()->size() == commands().size() + 1);
+  CHECK(text_of(list.items()->front(), "name") == "qmp_capabilities");  // The session's own.
   constexpr std::array kStates{vmm::RunState::kPrelaunch,     vmm::RunState::kRunning,
                                vmm::RunState::kPaused,        vmm::RunState::kInmigrate,
                                vmm::RunState::kFinishMigrate, vmm::RunState::kPostmigrate,
@@ -32,7 +33,7 @@ TEST_CASE("query-commands lists what can be called, and every query answers in e
     desk.guest.state = state;
     for (const auto& entry : *list.items()) {
       const std::string name = text_of(entry, "name");
-      REQUIRE(find_command(name) != nullptr);
+      REQUIRE((name == "qmp_capabilities" || find_command(name) != nullptr));
       if (name.starts_with("query-")) {
         desk.good(name);
       }
@@ -300,6 +301,17 @@ TEST_CASE("after a failure or a cancel the guest can be migrated again") {
   }
 }
 
+TEST_CASE("a list with one bad capability changes none, whatever stands before it") {
+  Desk desk;
+  const std::string before = desk.good("query-migrate-capabilities").dump();
+  CHECK(desk.bad("migrate-set-capabilities",
+                 R"({"capabilities": [{"capability": "postcopy-ram", "state": true},
+                                      {"capability": "events", "state": true},
+                                      {"capability": "multifd", "state": true}]})") ==
+        "Parameter 'capability' does not accept value 'multifd'");
+  CHECK(desk.good("query-migrate-capabilities").dump() == before);
+}
+
 TEST_CASE("a guest that left, or is leaving, is not migrated again") {
   Desk desk;
   desk.guest.state = vmm::RunState::kPostmigrate;
@@ -478,6 +490,9 @@ TEST_CASE("bandwidth can change while a migration runs, and what cannot is refus
             "cannot change"));
   CHECK(desk.migration.settings().max_bandwidth == 5);
   desk.good("migrate-set-parameters", R"({"x-towline-passes": 1, "downtime-limit": 500})");
+  for (const char* limit : {"0", "2000", "300"}) {
+    desk.good("migrate-set-parameters", std::string(R"({"downtime-limit": )") + limit + "}");
+  }
   desk.factory.outgoing->becomes(MigrationStatus::kCompleted);
 }
 

@@ -72,6 +72,26 @@ TEST_CASE("what is waited for before the switch is told beside a status that sta
   CHECK(answer.find("error-desc") == nullptr);
 }
 
+TEST_CASE("before the first byte everything remains: nothing would read as done") {
+  RoleReport latest = source(MigrationStatus::kSetup);
+  latest.report.page_size = 4096;
+  latest.report.remaining_bytes = 0;
+  const Json answer = query_migrate_json(latest);
+  CHECK(whole_of(*answer.find("ram"), "remaining") == 8192);
+  CHECK(whole_of(*answer.find("x-towline"), "remaining-pages") == 2);
+}
+
+TEST_CASE("a rate without a fraction is written without one, as QEMU does") {
+  const auto told = [](double mbps) {
+    RoleReport latest = source(MigrationStatus::kActive);
+    latest.report.mbps = mbps;
+    return query_migrate_json(latest).find("ram")->find("mbps")->dump();
+  };
+  CHECK(told(0) == "0");
+  CHECK(told(940) == "940");
+  CHECK(told(0.5) == "0.5");
+}
+
 TEST_CASE("nothing remains and nothing is dirtied once it is completed") {
   const Json answer = query_migrate_json(source(MigrationStatus::kCompleted));
   CHECK(whole_of(*answer.find("ram"), "remaining", 9) == 0);

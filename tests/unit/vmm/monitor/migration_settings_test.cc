@@ -1,5 +1,6 @@
 #include "vmm/monitor/migration_settings.h"
 
+#include <sstream>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -53,6 +54,28 @@ TEST_CASE("capabilities that are not built are refused as unknown values") {
         refusal(capabilities(R"([{"capability": ")" + name + R"(", "state": true}])"));
     CHECK(said == "Parameter 'capability' does not accept value '" + name + "'");
   }
+}
+
+TEST_CASE("what QEMU has and Towline not may be turned off, where it always is, and not on") {
+  constexpr const char* kQemus =
+      "xbzrle rdma-pin-all auto-converge zero-blocks x-colo release-ram pause-before-switchover "
+      "multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared validate-uuid "
+      "background-snapshot zero-copy-send switchover-ack dirty-limit mapped-ram";
+  std::istringstream names(kQemus);
+  std::string all = R"([{"capability": "postcopy-ram", "state": true})";
+  for (std::string name; names >> name;) {
+    const std::string off = R"({"capability": ")" + name + R"(", "state": false})";
+    CHECK_MESSAGE(capabilities("[" + off + "]").ok(), name);
+    all += ", " + off;
+  }
+  const auto set = capabilities(all + "]");
+  REQUIRE(set.ok());
+  CHECK(set.value().postcopy_ram);
+  CHECK(capabilities_json(set.value()).items()->size() == 4);  // Told is only what there is.
+  CHECK(refusal(capabilities(R"([{"capability": "nosuch", "state": false}])")) ==
+        "Parameter 'capability' does not accept value 'nosuch'");
+  CHECK(refusal(capabilities(all + R"(, {"capability": "multifd", "state": true}])")) ==
+        "Parameter 'capability' does not accept value 'multifd'");
 }
 
 TEST_CASE("postcopy-preempt alone is refused, in whatever order the two are set") {
