@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -28,6 +29,36 @@ using base::OwnedFd;
 // proc(5): the fields after the command, which stands in brackets and may hold anything.
 constexpr int kStartField = 22 - 3;
 
+// What a service manager says to the process that it starts, and to no other: systemd.exec(5),
+// sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
+constexpr std::array<std::string_view, 9> kOfManager{
+    "NOTIFY_SOCKET",  "FDSTORE",       "LISTEN_FDS",   "LISTEN_PID",      "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "SYSTEMD_EXEC_PID"};
+
+/// Without that; ends with a null.
+std::vector<char*> own_environment() {
+  std::vector<char*> kept;
+  for (char** one = environ; *one != nullptr; ++one) {
+    const std::string_view text(*one);
+    const std::string_view name = text.substr(0, text.find('='));
+    if (std::find(kOfManager.begin(), kOfManager.end(), name) == kOfManager.end()) {
+      kept.push_back(*one);
+    }
+  }
+  kept.push_back(nullptr);
+  return kept;
+}
+
+std::vector<char*> words_of(std::vector<std::string>& command) {
+  std::vector<char*> words;
+  words.reserve(command.size() + 1);
+  for (std::string& word : command) {
+    words.push_back(word.data());
+  }
+  words.push_back(nullptr);
+  return words;
+}
+
 class SpawnSettings {
  public:
   SpawnSettings() {
@@ -43,11 +74,29 @@ class SpawnSettings {
     ::posix_spawn_file_actions_destroy(&actions_);
   }
 
-  void prepare(int passed) {
+  void pass(int passed) {
     // First: it may have one of the numbers below. If it has this one, close-on-exec is cleared.
     ::posix_spawn_file_actions_adddup2(&actions_, passed, 3);
     ::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     ::posix_spawn_file_actions_adddup2(&actions_, STDERR_FILENO, STDOUT_FILENO);
+    set_attributes();
+  }
+
+  void read_from(int output) {
+    ::posix_spawn_file_actions_adddup2(&actions_, output, STDOUT_FILENO);
+    ::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    ::posix_spawn_file_actions_addopen(&actions_, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    set_attributes();
+  }
+
+  int spawn(std::vector<char*>& words, pid_t& pid) {
+    std::vector<char*> environment = own_environment();
+    return ::posix_spawnp(&pid, words.front(), &actions_, &attributes_, words.data(),
+                          environment.data());
+  }
+
+ private:
+  void set_attributes() {
     sigset_t none;
     sigset_t all;
     sigemptyset(&none);
@@ -59,11 +108,6 @@ class SpawnSettings {
         static_cast<short>(POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF));
   }
 
-  int spawn(std::vector<char*>& words, pid_t& pid) {
-    return ::posix_spawnp(&pid, words.front(), &actions_, &attributes_, words.data(), environ);
-  }
-
- private:
   posix_spawn_file_actions_t actions_{};
   posix_spawnattr_t attributes_{};
 };
@@ -113,14 +157,9 @@ bool process_has_ended(int pidfd) {
 
 base::Outcome start_process(const std::vector<std::string>& command, int passed) {
   std::vector<std::string> copies = command;
-  std::vector<char*> words;
-  words.reserve(copies.size() + 1);
-  for (std::string& word : copies) {
-    words.push_back(word.data());
-  }
-  words.push_back(nullptr);
+  std::vector<char*> words = words_of(copies);
   SpawnSettings settings;
-  settings.prepare(passed);
+  settings.pass(passed);
   pid_t pid = 0;
   if (const int error = settings.spawn(words, pid); error != 0) {
     errno = error;
@@ -137,6 +176,39 @@ base::Outcome start_process(const std::vector<std::string>& command, int passed)
                                               : fmt::format("by signal {}", WTERMSIG(status))));
   }
   return base::Done{};
+}
+
+Expected<Reading> start_reading(const std::vector<std::string>& command) {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) {
+    return fail_errno(ErrorKind::kFailed, "pipe2");
+  }
+  Reading made{0, OwnedFd(ends[0])};
+  const OwnedFd theirs(ends[1]);
+  std::vector<std::string> copies = command;
+  std::vector<char*> words = words_of(copies);
+  SpawnSettings settings;
+  settings.read_from(theirs.get());
+  pid_t pid = 0;
+  if (const int error = settings.spawn(words, pid); error != 0) {
+    errno = error;
+    return fail_errno(ErrorKind::kFailed, "posix_spawnp",
+                      fmt::format("'{}' cannot be executed", command.front()));
+  }
+  made.pid = pid;
+  return made;
+}
+
+bool end_reading(Reading reading) {
+  pollfd waiting{.fd = reading.output.get(), .events = POLLIN, .revents = 0};
+  if (::poll(&waiting, 1, 0) != 1 || (waiting.revents & POLLIN) != 0) {
+    ::kill(static_cast<pid_t>(reading.pid), SIGKILL);  // It still writes, or might.
+  }
+  reading.output.reset();
+  int status = 0;
+  while (::waitpid(static_cast<pid_t>(reading.pid), &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 }  // namespace towline::runtime

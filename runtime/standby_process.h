@@ -23,7 +23,20 @@ base::Expected<base::OwnedFd> watch_process(std::int64_t pid, std::uint64_t star
 
 /// Executes `command` in a session of its own with `passed` as descriptor 3, standard error shared,
 /// standard output joined to it, nothing to read, and waits until it has put itself into the
-/// background. Errors: kFailed: it cannot be started.
+/// background. What a service manager said to this process in its environment (NOTIFY_SOCKET and
+/// the like) is not passed on: it is not meant for others. Errors: kFailed: it cannot be started.
 base::Outcome start_process(const std::vector<std::string>& command, int passed);
+
+/// A child whose standard output is read; everything else of it goes nowhere.
+struct Reading {
+  std::int64_t pid = 0;
+  base::OwnedFd output;
+};
+
+/// Errors: kFailed: it cannot be started.
+base::Expected<Reading> start_reading(const std::vector<std::string>& command);
+
+/// Ends it if it has not closed its output. True: it had, and was successful.
+bool end_reading(Reading reading);
 
 }  // namespace towline::runtime

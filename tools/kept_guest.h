@@ -13,13 +13,13 @@ namespace towline::tools {
 
 class KeptGuest final : public monitor::Guest {
  public:
-  /// `kept_elsewhere`: a service manager holds the memory too.
-  KeptGuest(std::string name, bool kept_elsewhere)
-      : name_(std::move(name)), kept_elsewhere_(kept_elsewhere) {}
+  explicit KeptGuest(std::string name) : name_(std::move(name)) {}
 
-  /// Null: none is kept.
-  void hold(runtime::KeptMachine* machine) {
+  /// Null: none is kept. `kept_elsewhere`: a service manager has confirmed that it holds the memory
+  /// too.
+  void hold(runtime::KeptMachine* machine, bool kept_elsewhere) {
     machine_ = machine;
+    kept_elsewhere_ = kept_elsewhere;
     away_ = false;
   }
 
@@ -39,7 +39,7 @@ class KeptGuest final : public monitor::Guest {
 
  private:
   const std::string name_;
-  const bool kept_elsewhere_;
+  bool kept_elsewhere_ = false;
   runtime::KeptMachine* machine_ = nullptr;  // Outlives what is kept here.
   bool away_ = false;
 };

@@ -32,9 +32,10 @@ class Process {
   static base::Expected<std::unique_ptr<Process>> create(const PageServerArguments& arguments) {
     auto made = std::make_unique<Process>();
     made->kept_ = take_kept_fds();
+    made->store_ = std::make_unique<FdStore>(!arguments.listen.empty());
     made->loop_ = TRY(runtime::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
-    made->guest_ = std::make_unique<KeptGuest>(arguments.name, made->store_.present());
+    made->guest_ = std::make_unique<KeptGuest>(arguments.name);
     made->factory_ = std::make_unique<KeptMigrations>();
     const monitor::Monitor::Parts parts{*made->loop_, *made->guest_, *made->factory_,
                                         *made->events_};
@@ -73,18 +74,22 @@ class Process {
       TRY(monitor_->listen_qmp(socket.path, socket.events));
     }
     standby_ = std::make_unique<Standby>(
-        Standby::Parts{*loop_, *monitor_, *guest_, *factory_, store_}, !arguments.listen.empty());
+        Standby::Parts{*loop_, *monitor_, *guest_, *factory_, *store_}, !arguments.listen.empty());
     if (!arguments.listen.empty()) {
       TRY(standby_->listen(arguments.listen));
       TRY(standby_->restore(std::move(kept_)));
     } else {
       standby_->serve(base::OwnedFd(arguments.socket_fd));
     }
-    return store_.tell("ready");
+    if (const auto told = store_->tell("ready"); !told.ok()) {
+      base::log(base::LogLevel::kWarning, "page_server.not_told reason={}",
+                base::to_string(told.error()));
+    }
+    return base::Done{};
   }
 
   std::vector<KeptFd> kept_;
-  const FdStore store_;
+  std::unique_ptr<FdStore> store_;
   std::unique_ptr<runtime::EventLoop> loop_;
   std::unique_ptr<monitor::MachineEvents> events_;
   std::unique_ptr<KeptGuest> guest_;

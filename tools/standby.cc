@@ -79,6 +79,24 @@ std::optional<std::uint64_t> memory_number(const std::string& name) {
   return whole && number < runtime::kMaxStandbyFiles ? std::optional(number) : std::nullopt;
 }
 
+bool same_file(int one, int other) {
+  struct stat of_one {};
+
+  struct stat of_other {};
+
+  return ::fstat(one, &of_one) == 0 && ::fstat(other, &of_other) == 0 &&
+         of_one.st_dev == of_other.st_dev && of_one.st_ino == of_other.st_ino;
+}
+
+bool same_files(const StandbyLedger& ledger, const std::vector<OwnedFd>& files,
+                const StandbyLedger& other_ledger, const std::vector<OwnedFd>& others) {
+  return same_file(ledger.fd(), other_ledger.fd()) &&
+         std::equal(files.begin(), files.end(), others.begin(), others.end(),
+                    [](const OwnedFd& one, const OwnedFd& other) {
+                      return same_file(one.get(), other.get());
+                    });
+}
+
 std::string ended(std::int64_t pid) {
   return fmt::format("the source's process {} ended; the page server goes on in its place", pid);
 }
@@ -159,6 +177,7 @@ void Standby::on_readable(Visitor* visitor) {
     return drop(visitor);
   }
   source_ = visitor;
+  keep_elsewhere();  // The source does not wait for that.
 }
 
 void Standby::drop(Visitor* visitor) {
@@ -215,27 +234,36 @@ Expected<Standby::Session> Standby::session_of(runtime::Handover handover) const
 
 Outcome Standby::take(Session session) {
   source_ = nullptr;  // An earlier connection of the same source: its end means nothing any more.
+  session.kept_elsewhere =
+      session.kept_elsewhere ||
+      (session_.has_value() && session_->kept_elsewhere &&
+       same_files(*session.ledger, session.files, *session_->ledger, session_->files));
   session_ = std::move(session);
   if (session_->source_ended.valid()) {
     session_->watch =
         parts_.loop.on_readable(session_->source_ended.get(), [this] { on_source_ended(); });
   }
-  keep_elsewhere();
   base::log(LogLevel::kInfo, "page_server.keeps source={} files={} target={}", session_->source,
             session_->files.size(), session_->record.target.to_string());
   return base::Done{};
 }
 
-void Standby::keep_elsewhere() const {
-  if (!parts_.store.present()) {
+void Standby::keep_elsewhere() {
+  if (!parts_.store.present() || session_->kept_elsewhere) {
     return;
   }
-  auto kept = parts_.store.keep(kLedgerName, session_->ledger->fd());
-  for (std::size_t i = 0; kept.ok() && i < session_->files.size(); ++i) {
-    kept = parts_.store.keep(fmt::format("{}{}", kMemoryName, i), session_->files[i].get());
+  std::vector<NamedFd> all{NamedFd{kLedgerName, session_->ledger->fd()}};
+  for (std::size_t i = 0; i < session_->files.size(); ++i) {
+    all.push_back(NamedFd{fmt::format("{}{}", kMemoryName, i), session_->files[i].get()});
   }
-  if (!kept.ok()) {
-    base::log(LogLevel::kWarning, "page_server.not_stored reason={}",
+  const auto kept = parts_.store.keep(all);
+  session_->kept_elsewhere = kept.ok();
+  if (kept.ok()) {
+    base::log(LogLevel::kInfo, "page_server.stored descriptors={}", all.size());
+  } else {
+    base::log(LogLevel::kWarning,
+              "page_server.not_stored: while this process has what nobody else has, it refuses to "
+              "end. reason={}",
               base::to_string(kept.error()));
   }
 }
@@ -262,6 +290,7 @@ Outcome Standby::restore(std::vector<KeptFd> kept) {
   } else if (watch.error().kind != ErrorKind::kDisconnected) {
     return base::Err{std::move(watch).error()};
   }
+  session.kept_elsewhere = true;  // That is where it came from, and it stays there until dropped.
   TRY(take(std::move(session)));
   settle();
   return base::Done{};
@@ -319,9 +348,9 @@ Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership o
   auto state = TRY(runtime::decode(encoded));
   machine_ =
       TRY(runtime::KeptMachine::create(session_->record, session_->files, std::move(state), owner));
-  parts_.guest.hold(machine_.get());
+  parts_.guest.hold(machine_.get(), session_->kept_elsewhere);
   parts_.factory.hold({machine_.get(),
-                       {session_->ledger, session_->record.regions, parts_.store.present()},
+                       {session_->ledger, session_->record.regions, session_->kept_elsewhere},
                        tell_loop()});
   if (owner == runtime::Ownership::kHere) {
     hold_parked();
@@ -345,7 +374,7 @@ Outcome Standby::become_source(const StandbyLedger::Words& words) {
   legacy.session_secret = record.session_secret;
   legacy.target_incarnation = record.target_incarnation;
   legacy.reason = ended(session_->source);
-  legacy.kept_elsewhere = parts_.store.present();
+  legacy.kept_elsewhere = session_->kept_elsewhere;
   return parts_.monitor.adopt(
       [&](runtime::MigrationObserver& observer) -> Expected<std::unique_ptr<runtime::Outgoing>> {
         tap_ = std::make_unique<StatusTap>(observer, tell_loop());
@@ -394,13 +423,14 @@ void Standby::forget(const std::string& why) {
     base::log(LogLevel::kInfo, "page_server.forgets: {}", why);
   }
   parts_.monitor.forget_migration();
-  parts_.guest.hold(nullptr);
+  parts_.guest.hold(nullptr, false);
   parts_.factory.hold({});
-  if (session_.has_value() && parts_.store.present()) {
-    static_cast<void>(parts_.store.drop(kLedgerName));
-    for (std::uint64_t i = 0; i < session_->record.regions.size(); ++i) {
-      static_cast<void>(parts_.store.drop(fmt::format("{}{}", kMemoryName, i)));
+  if (session_.has_value()) {
+    std::vector<std::string> names{kLedgerName};
+    for (std::size_t i = 0; i < session_->files.size(); ++i) {
+      names.push_back(fmt::format("{}{}", kMemoryName, i));
     }
+    parts_.store.drop(names);
   }
   machine_.reset();
   session_.reset();

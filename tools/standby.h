@@ -38,7 +38,7 @@ class Standby {
     monitor::Monitor& monitor;
     KeptGuest& guest;
     KeptMigrations& factory;
-    const FdStore& store;
+    FdStore& store;
   };
 
   /// `daemon`: waits for a next source when one is done with.
@@ -70,6 +70,7 @@ class Standby {
     base::OwnedFd source_ended;  ///< A pidfd; not valid: it had ended before.
     std::unique_ptr<runtime::EventLoop::Handle> watch;
     base::OwnedFd claim;
+    bool kept_elsewhere = false;  ///< The service manager has confirmed that it holds all of it.
   };
 
   /// A connection, until it has handed something over or is dropped.
@@ -92,7 +93,7 @@ class Standby {
   void on_status(runtime::MigrationStatus status);
   void finish();
   void forget(const std::string& why);
-  void keep_elsewhere() const;
+  void keep_elsewhere();
 
   const Parts parts_;
   const bool daemon_;

@@ -338,25 +338,120 @@ class TheSourceLeaves(PageServerCase):
         self.finish(server)
 
 
-class ADaemon(PageServerCase):
+class DaemonCase(PageServerCase):
     """A page server that a service manager keeps."""
 
-    def start_daemon(self):
+    def start_daemon(self, environment=None, prefix=(), **manager):
         """Plays the manager: what the one before gave to be kept is there."""
         if not hasattr(self, 'store'):
-            self.store = self.closing(fd_store.Store(self.folder))
+            self.store = self.closing(fd_store.Store(self.folder, **manager))
             self.path = self.folder / 'pages'
             self.daemons = 0
         self.daemons += 1
         control = self.folder / f'pages{self.daemons}.qmp'
-        command = self.store.command(str(vm.TOWLINE), 'page-server', '--listen',
+        command = self.store.command(*prefix, str(vm.TOWLINE), 'page-server', '--listen',
                                      f'unix:{self.path}', '--qmp', f'unix:{control}')
         self.daemon = self.start(vm.Process(command, self.folder, f'daemon{self.daemons}',
-                                            environment=self.store.environment()))
+                                            environment={**self.store.environment(),
+                                                         **(environment or {})}))
         self.daemon.err.wait_for(lambda line: 'page_server.listens' in line, 'the daemon')
         self.daemon.qmp = self.closing(qmp.Qmp(control, self.daemon.alive))
         return self.daemon
 
+    def heir(self):
+        """The daemon serves the target, in the place of its source."""
+        pid = self.in_postcopy(f'unix:{self.path}').pid
+        self.source_dies()
+        self.wait_heir(self.daemon)
+        return pid
+
+    def refuses_to_end(self, server, log, pid=None):
+        """It has what nobody else has, and says so."""
+        with self.assertRaisesRegex(qmp.QmpError, 'destroy'):
+            server.qmp('quit')
+        os.kill(pid or server.pid, signal.SIGTERM)
+        log.wait_for(lambda line: 'monitor.signal_refused' in line, 'the refusal')
+        self.assertTrue(server.alive())
+        server.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.all_is_right()
+
+
+class WhatAManagerConfirms(DaemonCase):
+    """Kept elsewhere is what a service manager has said that it keeps. Without that, a page server
+    that has the only copy of something refuses to end."""
+
+    def is_not_kept(self, *words):
+        pid = self.heir()
+        self.daemon.err.wait_for(lambda line: 'page_server.not_stored' in line and
+                                 all(word in line for word in words), f'{words}')
+        self.refuses_to_end(self.daemon, self.daemon.err, pid)
+
+    def test_what_it_has_no_room_for_is_not_kept(self):
+        self.start_daemon(room=1)
+        self.is_not_kept('FileDescriptorStoreMax')
+
+    def test_what_an_older_one_has_no_room_for_is_not_kept(self):
+        self.start_daemon(room=1, says_room=False)
+        self.is_not_kept('1 of 2', 'FileDescriptorStoreMax')
+
+    def test_what_an_older_one_does_not_keep_at_all_is_not_kept(self):
+        self.start_daemon(room=0, says_room=False)
+        self.is_not_kept('0 of 2')
+
+    def test_what_it_does_not_confirm_is_not_kept(self):
+        self.start_daemon(confirms=False)
+        self.is_not_kept('did not confirm')
+
+    def test_what_an_older_one_cannot_be_asked_for_is_not_kept(self):
+        self.start_daemon({'PATH': '/nowhere'}, says_room=False)
+        self.is_not_kept('busctl')
+
+    def test_a_manager_whose_process_is_another_one_is_not_spoken_to(self):
+        # As of a daemon that somebody's service starts: its environment is the service's.
+        inherits = ('/bin/sh', '-c', '"$@" & wait', 'sh')
+        self.start_daemon(prefix=inherits)
+        self.is_not_kept('only its own process')
+        self.assertEqual(self.store.names(), [])
+
+    def test_what_an_older_one_keeps_survives_the_daemon(self):
+        self.start_daemon(says_room=False)
+        self.heir()
+        self.daemon.err.wait_for(lambda line: 'page_server.stored' in line, 'the confirmation')
+        self.daemon.signal(signal.SIGTERM)
+        self.assertEqual(self.daemon.wait(), 0)
+        self.wait_heir(self.start_daemon())
+        self.daemon.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
+        self.all_is_right()
+
+    def test_a_manager_that_does_not_read_holds_no_daemon_up(self):
+        deaf = self.closing(fd_store.DeafManager(self.folder))
+        self.start_daemon(deaf.environment())
+        self.heir()
+        self.refuses_to_end(self.daemon, self.daemon.err)
+
+    def test_a_server_that_a_service_s_source_starts_believes_nothing_of_its_manager(self):
+        # Everything that it could inherit is there, and would be believed of a daemon.
+        self.store = self.closing(fd_store.Store(self.folder))
+        server = self.in_postcopy(source_options={'environment': {
+            **self.store.environment(), 'LISTEN_FDS': '1', 'LISTEN_PID': '1', 'WATCHDOG_USEC': '9'}})
+        told = pathlib.Path(f'/proc/{server.pid}/environ').read_bytes().split(b'\0')
+        self.assertEqual([one for one in told if one.startswith(
+            (b'NOTIFY_SOCKET', b'FDSTORE', b'LISTEN_', b'WATCHDOG_', b'SYSTEMD_EXEC_PID'))], [])
+        self.source_dies()
+        self.wait_heir(server)
+        self.refuses_to_end(server, self.source.err)
+        self.assertEqual(self.store.names(), [])
+        server.wait_end()
+
+    def test_a_manager_that_does_not_read_holds_no_server_up_that_a_source_starts(self):
+        deaf = self.closing(fd_store.DeafManager(self.folder))
+        server = self.in_postcopy(source_options={'environment': deaf.environment()})
+        self.source_dies()
+        self.wait_heir(server)
+        self.finish(server)
+
+
+class ADaemon(DaemonCase):
     def test_it_survives_its_own_restarts_and_serves_the_next_source_too(self):
         self.start_daemon()
         self.in_postcopy(f'unix:{self.path}')

@@ -9,10 +9,31 @@ import sys
 import threading
 
 
-class Store:
-    """Holds what a service sends with FDSTORE=1 until the test ends."""
+BUSCTL = """#!/bin/sh
+case "$*" in
+  *GetUnitByPID*) echo 'o "/org/freedesktop/systemd1/unit/pages_2eservice"' ;;
+  *NFileDescriptorStore*) echo "u $(cat {})" ;;
+  *) exit 1 ;;
+esac
+"""
 
-    def __init__(self, folder):
+
+class Store:
+    """Holds what a service sends with FDSTORE=1 until the test ends.
+
+    `room`: FileDescriptorStoreMax. `says_room`: as systemd 254 does, in $FDSTORE; an older one is
+    asked over the bus. `confirms`: it closes what comes with BARRIER=1.
+    """
+
+    def __init__(self, folder, room=66, says_room=True, confirms=True):
+        self.room, self.says_room, self.confirms = room, says_room, confirms
+        self._unconfirmed = []
+        self._count = folder / 'kept'
+        self._count.write_text('0')
+        self._tools = folder / 'manager'
+        self._tools.mkdir()
+        (self._tools / 'busctl').write_text(BUSCTL.format(self._count))
+        (self._tools / 'busctl').chmod(0o755)
         self.notify_path = str(folder / 'notify')
         self.store_path = str(folder / 'store')
         self.kept = {}
@@ -30,7 +51,9 @@ class Store:
         return ['/usr/bin/python3', os.path.abspath(__file__), self.store_path, *words]
 
     def environment(self):
-        return {'NOTIFY_SOCKET': self.notify_path}
+        """Of a process that is started with command(), which adds what only that one can know."""
+        said = {'FDSTORE': str(self.room)} if self.says_room and self.room else {}
+        return {'NOTIFY_SOCKET': self.notify_path, 'PATH': f'{self._tools}:{os.environ["PATH"]}', **said}
 
     def names(self):
         with self._lock:
@@ -46,9 +69,14 @@ class Store:
             with self._lock:
                 if told.get('FDSTORE') == '1':
                     self._drop(told['FDNAME'])
-                    self.kept[told['FDNAME']] = fds.pop()
+                    if len(self.kept) < self.room:
+                        self.kept[told['FDNAME']] = fds.pop()
                 elif told.get('FDSTOREREMOVE') == '1':
                     self._drop(told['FDNAME'])
+                elif told.get('BARRIER') == '1' and not self.confirms:
+                    self._unconfirmed += fds
+                    fds = []
+                self._count.write_text(str(len(self.kept)))
             for fd in fds:
                 os.close(fd)
 
@@ -74,6 +102,29 @@ class Store:
         with self._lock:
             for name in list(self.kept):
                 self._drop(name)
+            for fd in self._unconfirmed:
+                os.close(fd)
+
+
+class DeafManager:
+    """A notify socket that nobody reads, and that takes nothing more."""
+
+    def __init__(self, folder):
+        self.notify_path = str(folder / 'deaf')
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.notify_path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as teller:
+            try:
+                while True:
+                    teller.sendto(b'READY=1', self.notify_path)
+            except BlockingIOError:
+                pass
+
+    def environment(self):
+        return {'NOTIFY_SOCKET': self.notify_path}
+
+    def close(self):
+        self._socket.close()
 
 
 def start(store_path, command):
@@ -89,6 +140,7 @@ def start(store_path, command):
     if names:
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(names)),
                           LISTEN_FDNAMES=':'.join(names))
+    os.environ['SYSTEMD_EXEC_PID'] = str(os.getpid())
     os.execv(command[0], command)
 
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -312,6 +313,40 @@ TEST_CASE("a program that cannot be executed, or fails at once, is told") {
   CHECK_FALSE(start_process({"/nonexistent/towline"}, ends.near.get()).ok());
   CHECK_FALSE(start_process({"/bin/false"}, ends.near.get()).ok());
   CHECK(start_process({"/bin/true"}, ends.near.get()).ok());
+}
+
+TEST_CASE("a program that is started does not hear what a service manager said to this one") {
+  // NOLINTBEGIN(concurrency-mt-unsafe): no other thread is here.
+  constexpr std::array kOfManager{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "SYSTEMD_EXEC_PID"};
+  for (const char* one : kOfManager) {
+    ::setenv(one, "/its/own", 1);
+  }
+  ::setenv("TOWLINE_TEST_KEPT", "yes", 1);
+  const OwnedFd file = memory_of(4096);
+  const char* const script =
+      "test -z \"$NOTIFY_SOCKET$FDSTORE$LISTEN_FDS$SYSTEMD_EXEC_PID\" && "
+      "test \"$TOWLINE_TEST_KEPT\" = yes";
+  CHECK(start_process({"/bin/sh", "-c", script}, file.get()).ok());
+  for (const char* one : kOfManager) {
+    ::unsetenv(one);
+  }
+  ::unsetenv("TOWLINE_TEST_KEPT");
+  // NOLINTEND(concurrency-mt-unsafe)
+}
+
+TEST_CASE("a program's answer is read, and one that does not end is ended") {
+  auto answers = start_reading({"/bin/sh", "-c", "echo seven"});
+  REQUIRE(answers.ok());
+  std::array<char, 16> said{};
+  REQUIRE(::read(answers.value().output.get(), said.data(), said.size()) == 6);
+  CHECK(std::string(said.data()) == "seven\n");
+  REQUIRE(::read(answers.value().output.get(), said.data(), said.size()) == 0);
+  CHECK(end_reading(std::move(answers).value()));
+
+  auto stays = start_reading({"/bin/sh", "-c", "exec sleep 1000"});
+  REQUIRE(stays.ok());
+  CHECK_FALSE(end_reading(std::move(stays).value()));
+  CHECK_FALSE(start_reading({"/no/such/program"}).ok());
 }
 
 }  // namespace towline::runtime
