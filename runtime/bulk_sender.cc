@@ -393,7 +393,9 @@ Outcome BulkSender::push_holes(Lane& lane) {
       const PageIndex end = data.has_value() ? data->first : left.end();
       FrameBatch holes;
       std::vector<PageRange> taken;
-      while (const auto hole = owed_.take_run(left.first, end, left.count)) {
+      PageIndex at = left.first;
+      while (const auto hole = owed_.take_run(at, end, left.count)) {
+        at = hole->end();
         taken.push_back(*hole);
         add_zeros(holes, wire::kPostcopyRound, *hole);
       }

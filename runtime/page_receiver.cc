@@ -192,12 +192,14 @@ Outcome PageReceiver::answer_with_zeros(PageIndex page) {
 }
 
 Outcome PageReceiver::poison_missing() {
-  while (const auto run = map_.next_missing(PageIndex{0}, map_.pages())) {
+  PageIndex at{0};  // Nobody brings anything any more: what lies behind it stays as it is.
+  while (const auto run = map_.next_missing(at, map_.pages())) {
     const PageRange part = layout_.clip(*run);
     const PageCount claimed = map_.claim_run(part);
     if (claimed.value != 0) {
       TRY(poison(PageRange{part.first, claimed}));
     }
+    at = PageIndex{part.first.value + claimed.value};
   }
   return base::Done{};
 }

@@ -74,13 +74,10 @@ Outcome PageServer::answer(const FrameHeader& request) {
                 fmt::format("pages [{}, +{}) were asked for; there are {} in regions",
                             request.first, request.count, memory_.layout().pages().value));
   }
-  const bool sweep = (request.flags & wire::kFlagSweep) != 0;
   for (std::uint64_t page = range.first.value; page < range.end().value; ++page) {
     [[maybe_unused]] const bool was_owed = owed_.take(PageIndex{page});
-    if (!sweep) {
-      order_.on_demand(PageIndex{page});
-    }
   }
+  const bool sweep = (request.flags & wire::kFlagSweep) != 0;
   const std::uint64_t size = memory_.layout().page_size(range.first).value;
   const std::uint64_t most = wire::pages_in_frame(size, wire::kMaxPagesPerRequest);
   for (PageRange left = range; !left.empty();) {
@@ -88,6 +85,10 @@ Outcome PageServer::answer(const FrameHeader& request) {
     left = PageRange{part.end(), PageCount{left.count.value - part.count.value}};
     // What a sweep waits for is the end of the answer.
     TRY(send_part(part, sweep && left.empty(), since));
+  }
+  // Behind the answer: what follows from the demand is nothing that its guest waits for.
+  for (std::uint64_t page = range.first.value; !sweep && page < range.end().value; ++page) {
+    order_.on_demand(PageIndex{page});
   }
   return base::Done{};
 }

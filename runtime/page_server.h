@@ -17,8 +17,9 @@ namespace towline::runtime {
 
 /// The source's urgent lane: reads requests and answers them, on "tl-serve".
 ///
-/// From the switch on it needs files and a socket: no KVM, no vCPU, no lock that bulk holds. A
-/// page that was pushed already is sent again: a duplicate is harmless, waiting is not.
+/// From the switch on it needs files and a socket: no KVM, no vCPU, no lock that bulk holds. The
+/// push order hears of a demand after its answer has left. A page that was pushed already is sent
+/// again: a duplicate is harmless, waiting is not.
 class PageServer {
  public:
   /// `lost` is called once, from tl-serve, when the lane ends. All references outlive this.

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <deque>
 #include <utility>
+#include <vector>
 
 #include "base/sync.h"
 
@@ -13,11 +15,16 @@ namespace {
 
 using Position = std::int64_t;  // A page number that may step below the first page.
 
-// All four are guesses, to be settled by tests/bench on guests with locality.
+// Guesses, to be settled by tests/bench on guests with locality.
 constexpr Position kSmallestWindow = 8;
 constexpr Position kLargestWindow = 1024;
 constexpr Position kNear = 4096;           // Further from a window's last demand is another stream.
-constexpr std::size_t kMaxRanges = 65536;  // Recently dirtied runs remembered; the rest can wait.
+constexpr std::size_t kMaxRanges = 65536;  // Recently dirtied runs remembered, of all rounds.
+
+// Pages and runs looked at in one go, between which another lane has its turn and new demands are
+// heard. Guess: 32 KiB of the bitmap, some microseconds.
+constexpr std::uint64_t kPagesInOneGo = 256U << 10U;
+constexpr int kRunsInOneGo = 256;
 
 Position position(base::PageIndex page) {
   return static_cast<Position>(page.value);
@@ -118,39 +125,176 @@ class Window {
   Position left_ = 0;
 };
 
-class WindowOrder final : public PushOrder {
+/// Demands on their way to whoever looks for what is next. Neither side ever waits: when more come
+/// than it holds, the oldest are overwritten, and one that is being written may be passed over.
+/// What is lost is a hint.
+class Demands {
  public:
-  explicit WindowOrder(base::PageCount pages) : pages_(static_cast<Position>(pages.value)) {}
-
-  void on_demand(base::PageIndex page) override {
-    const Position demand = position(page);
-    const base::Lock lock(mutex_);
-    auto* const window = window_of(demand);
-    std::rotate(windows_.begin(), window, window + 1);
+  void put(Position demand) {
+    // 0 is "nothing": positions are page numbers.
+    slots_[written_++ % slots_.size()] = static_cast<std::uint64_t>(demand) + 1;
   }
 
-  void on_recently_dirty(base::PageRange range) override {
-    const base::Lock lock(mutex_);
-    if (!range.empty() && recent_.size() < kMaxRanges) {
-      recent_.push_back(range);
+  /// One reader at a time.
+  template <typename Each>
+  void take(Each each) {
+    const std::uint64_t end = written_;
+    for (read_ = std::max(read_, end - std::min<std::uint64_t>(end, slots_.size())); read_ < end;
+         ++read_) {
+      if (const std::uint64_t slot = slots_[read_ % slots_.size()].exchange(0)) {
+        each(static_cast<Position>(slot - 1));
+      }
+    }
+  }
+
+ private:
+  std::array<std::atomic<std::uint64_t>, 256> slots_{};  // Guess: far more than wait at a time.
+  std::atomic<std::uint64_t> written_{0};
+  std::uint64_t read_ = 0;  // The reader's.
+};
+
+/// Which pages were dirtied shortly before the switch: the newest round first, each in its own
+/// order.
+class RecentRounds {
+ public:
+  void add(std::span<const base::PageRange> runs) {
+    Round round;
+    round.left = coarse(runs);
+    count_ += round.left.size();
+    rounds_.push_front(std::move(round));
+    while (count_ > kMaxRanges) {  // Never the newest: it alone is small enough.
+      count_ -= rounds_.back().left.size();
+      rounds_.pop_back();
+    }
+  }
+
+  /// Looks at a bounded number of runs and pages. nullopt and not empty(): to be asked again.
+  std::optional<base::PageRange> next(OwedPages& owed, base::PageCount limit) {
+    std::uint64_t pages = kPagesInOneGo;
+    for (int runs = 0; runs < kRunsInOneGo && pages > 0 && !empty(); ++runs) {
+      Round& newest = rounds_.front();
+      if (newest.at == newest.left.size()) {
+        count_ -= newest.left.size();
+        rounds_.pop_front();
+        continue;
+      }
+      base::PageRange& range = newest.left[newest.at];
+      const std::uint64_t end = range.end().value;
+      const base::PageIndex until{range.first.value + std::min(range.count.value, pages)};
+      const auto run = owed.take_run(range.first, until, limit);
+      const base::PageIndex reached = run ? run->end() : until;
+      pages -= reached.value - range.first.value;
+      range = {reached, base::PageCount{end - reached.value}};
+      newest.at += range.empty() ? 1 : 0;
+      if (run) {
+        return run;
+      }
+    }
+    return std::nullopt;
+  }
+
+  [[nodiscard]] bool empty() const { return rounds_.empty(); }
+
+ private:
+  struct Round {
+    std::vector<base::PageRange> left;
+    std::size_t at = 0;  // The first one that may hold something.
+  };
+
+  /// So few runs that all are remembered: as many neighbours as need be become one. What lies
+  /// between them, if it is owed, goes a little earlier than it might.
+  static std::vector<base::PageRange> coarse(std::span<const base::PageRange> runs) {
+    const std::size_t together = (runs.size() + kMaxRanges - 1) / kMaxRanges;
+    std::vector<base::PageRange> few;
+    for (std::size_t i = 0; i < runs.size(); i += together) {
+      const base::PageRange& last = runs[std::min(i + together, runs.size()) - 1];
+      few.push_back({runs[i].first, base::PageCount{last.end().value - runs[i].first.value}});
+    }
+    return few;
+  }
+
+  std::deque<Round> rounds_;  // Newest first.
+  std::size_t count_ = 0;
+};
+
+/// All the rest, in address order, round and round.
+class Rest {
+ public:
+  explicit Rest(base::PageCount pages) : pages_(pages) {}
+
+  /// Looks at a bounded number of pages; `looked` grows by them.
+  std::optional<base::PageRange> next(OwedPages& owed, base::PageCount limit,
+                                      std::uint64_t& looked) {
+    if (cursor_.value >= pages_.value) {
+      cursor_ = base::PageIndex{0};  // Pages behind the cursor may have been added since it passed.
+    }
+    const base::PageIndex until{std::min(cursor_.value + kPagesInOneGo, pages_.value)};
+    const auto run = owed.take_run(cursor_, until, limit);
+    const base::PageIndex reached = run ? run->end() : until;
+    looked += reached.value - cursor_.value;
+    cursor_ = reached;
+    return run;
+  }
+
+  /// Who has looked at so much and found nothing has seen, with those who looked beside it, every
+  /// page after it began.
+  [[nodiscard]] bool all_seen(std::uint64_t looked) const { return looked >= 2 * pages_.value; }
+
+ private:
+  const base::PageCount pages_;
+  base::PageIndex cursor_;
+};
+
+class WindowOrder final : public PushOrder {
+ public:
+  explicit WindowOrder(base::PageCount pages)
+      : pages_(static_cast<Position>(pages.value)), rest_(pages) {}
+
+  void on_demand(base::PageIndex page) override { demands_.put(position(page)); }
+
+  void on_recently_dirty(std::span<const base::PageRange> round) override {
+    if (!round.empty()) {
+      const base::Lock lock(mutex_);
+      recent_.add(round);
     }
   }
 
   std::optional<base::PageRange> next(OwedPages& owed, base::PageCount limit) override {
+    std::uint64_t looked = 0;
+    while (owed.count().value != 0 && !all_seen(looked)) {
+      if (const auto run = look(owed, limit, looked)) {
+        return run;
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  using Windows = std::array<Window, 8>;
+
+  bool all_seen(std::uint64_t looked) {
     const base::Lock lock(mutex_);
+    return rest_.all_seen(looked);
+  }
+
+  /// One bounded piece of the search.
+  std::optional<base::PageRange> look(OwedPages& owed, base::PageCount limit,
+                                      std::uint64_t& looked) {
+    const base::Lock lock(mutex_);
+    demands_.take([this](Position demand) UNDER_LOCK {
+      auto* const window = window_of(demand);
+      std::rotate(windows_.begin(), window, window + 1);
+    });
     for (std::size_t i = 0; i < count_; ++i) {
       if (const auto run = windows_[i].next(owed, limit, pages_)) {
         return run;
       }
     }
-    if (const auto run = next_recent(owed, limit)) {
-      return run;
+    if (!recent_.empty()) {
+      return recent_.next(owed, limit);
     }
-    return next_of_rest(owed, limit);
+    return rest_.next(owed, limit, looked);
   }
-
- private:
-  using Windows = std::array<Window, 8>;
 
   /// The window that stands for `demand` from now on; the oldest one makes room if need be.
   Windows::iterator window_of(Position demand) REQUIRES(mutex_) {
@@ -185,65 +329,38 @@ class WindowOrder final : public PushOrder {
     return windows_.begin() + static_cast<std::ptrdiff_t>(count_ - 1);
   }
 
-  std::optional<base::PageRange> next_recent(OwedPages& owed, base::PageCount limit)
-      REQUIRES(mutex_) {
-    while (!recent_.empty()) {
-      base::PageRange& range = recent_.front();
-      const base::PageIndex end = range.end();
-      if (const auto run = owed.take_run(range.first, end, limit)) {
-        range = {run->end(), base::PageCount{end.value - run->end().value}};
-        return run;
-      }
-      recent_.pop_front();
-    }
-    return std::nullopt;
-  }
-
-  std::optional<base::PageRange> next_of_rest(OwedPages& owed, base::PageCount limit)
-      REQUIRES(mutex_) {
-    // Twice: pages behind the cursor may have been added since it passed.
-    for (int round = 0; round < 2 && owed.count().value != 0; ++round) {
-      if (const auto run = take_within(owed, rest_, pages_, limit)) {
-        rest_ = position(run->end());
-        return run;
-      }
-      rest_ = 0;
-    }
-    return std::nullopt;
-  }
-
   const Position pages_;
+  Demands demands_;  // Read under mutex_.
   base::Mutex mutex_;
   Windows windows_ GUARDED_BY(mutex_);  // Most recently used first.
   std::size_t count_ GUARDED_BY(mutex_) = 0;
-  std::deque<base::PageRange> recent_ GUARDED_BY(mutex_);
-  Position rest_ GUARDED_BY(mutex_) = 0;
+  RecentRounds recent_ GUARDED_BY(mutex_);
+  Rest rest_ GUARDED_BY(mutex_);
 };
 
 class AddressOrder final : public PushOrder {
  public:
-  explicit AddressOrder(base::PageCount pages) : pages_(pages) {}
+  explicit AddressOrder(base::PageCount pages) : rest_(pages) {}
 
   void on_demand(base::PageIndex /*page*/) override {}
 
-  void on_recently_dirty(base::PageRange /*range*/) override {}
+  void on_recently_dirty(std::span<const base::PageRange> /*round*/) override {}
 
   std::optional<base::PageRange> next(OwedPages& owed, base::PageCount limit) override {
-    const base::Lock lock(mutex_);
-    for (int round = 0; round < 2 && owed.count().value != 0; ++round) {
-      if (const auto run = owed.take_run(cursor_, base::PageIndex{pages_.value}, limit)) {
-        cursor_ = run->end();
+    std::uint64_t looked = 0;
+    while (owed.count().value != 0) {
+      const base::Lock lock(mutex_);
+      const auto run = rest_.next(owed, limit, looked);
+      if (run || rest_.all_seen(looked)) {
         return run;
       }
-      cursor_ = base::PageIndex{0};
     }
     return std::nullopt;
   }
 
  private:
-  const base::PageCount pages_;
   base::Mutex mutex_;
-  base::PageIndex cursor_ GUARDED_BY(mutex_);
+  Rest rest_ GUARDED_BY(mutex_);
 };
 
 }  // namespace

@@ -235,8 +235,8 @@ Outcome SourceDriver::run_passes() {
 void SourceDriver::note_dirty(const DirtyRounds::Round& round) {
   for (const PageRange& run : round.pages) {
     owed_.add(run);
-    order_->on_recently_dirty(run);
   }
+  order_->on_recently_dirty(round.pages);
   const base::Lock lock(mutex_);
   const base::Instant now = clock_.now();
   const double seconds = std::chrono::duration<double>(now - last_sync_).count();

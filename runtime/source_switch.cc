@@ -77,9 +77,7 @@ Outcome SourceDriver::send_flight() {
     lose_locked(sent.error());
   }
   bytes_after_flight_ = bytes_sent();
-  for (const PageRange& run : last.pages) {
-    order_->on_recently_dirty(run);
-  }
+  order_->on_recently_dirty(last.pages);
   return base::Done{};
 }
 

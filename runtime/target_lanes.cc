@@ -143,7 +143,7 @@ void TargetLanes::renew(std::uint64_t epoch) {
   }
   {
     const base::Lock lock(sweep_mutex_);
-    sweep_at_ = PageIndex{0};
+    begin_sweep();
     sweep_outstanding_ = 0;
   }
   const base::Lock lock(mutex_);
@@ -500,8 +500,13 @@ Outcome TargetLanes::on_urgent_frame(Slot& slot, const FrameHeader& header) {
 // once nothing more is pushed, the target collects what it still misses itself.
 void TargetLanes::sweep() {
   const base::Lock lock(sweep_mutex_);
-  sweep_at_ = PageIndex{0};
+  begin_sweep();
   sweep_more();
+}
+
+void TargetLanes::begin_sweep() {
+  sweep_at_ = PageIndex{0};
+  sweep_found_ = false;
 }
 
 // Answers to earlier sweeps that are still to come on the lost lane never will.
@@ -513,7 +518,7 @@ void TargetLanes::sweep_again() {
         std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
   }
   const base::Lock lock(sweep_mutex_);
-  sweep_at_ = PageIndex{0};
+  begin_sweep();
   sweep_outstanding_ = 0;
   if (all_pushed) {
     sweep_more();
@@ -526,7 +531,7 @@ void TargetLanes::sweep_more() {
       size == base::kSmallPage.value ? kSweepWindow : kSweepWindowOfHugePages;
   const PageCount most{wire::pages_in_frame(size, wire::kMaxPagesPerRequest)};
   while (sweep_outstanding_ < window) {
-    const auto run = map_.next_missing(sweep_at_, most);
+    const auto run = next_to_sweep(most);
     if (!run.has_value()) {
       return;
     }
@@ -534,6 +539,22 @@ void TargetLanes::sweep_more() {
     sweep_at_ = part.end();
     ++sweep_outstanding_;
     send_request(part, wire::kFlagSweep);
+  }
+}
+
+// Memory is looked through once, however many answers come after that; and once more when the last
+// of them was heard, for pages that somebody was bringing when their turn came and then gave up.
+std::optional<PageRange> TargetLanes::next_to_sweep(PageCount most) {
+  while (true) {
+    if (const auto run = map_.next_missing(sweep_at_, most)) {
+      sweep_found_ = true;
+      return run;
+    }
+    sweep_at_ = PageIndex{map_.pages().value};
+    if (sweep_outstanding_ != 0 || !sweep_found_) {
+      return std::nullopt;
+    }
+    begin_sweep();
   }
 }
 

@@ -150,7 +150,9 @@ class TargetLanes {
   void run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt);
   base::NamedThread lane_thread(const Slot& slot, std::function<void()> body);
   void sweep();
+  void begin_sweep() REQUIRES(sweep_mutex_);
   void sweep_more() REQUIRES(sweep_mutex_);
+  std::optional<base::PageRange> next_to_sweep(base::PageCount most) REQUIRES(sweep_mutex_);
   void send_request(base::PageRange range, std::uint16_t flags);
 
   const MemoryLayout& layout_;
@@ -173,6 +175,7 @@ class TargetLanes {
 
   base::Mutex sweep_mutex_;
   base::PageIndex sweep_at_ GUARDED_BY(sweep_mutex_);
+  bool sweep_found_ GUARDED_BY(sweep_mutex_) = false;  // Something, since it began at page 0.
   std::uint64_t sweep_outstanding_ GUARDED_BY(sweep_mutex_) = 0;
 };
 

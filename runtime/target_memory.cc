@@ -48,7 +48,7 @@ std::uint64_t unbacked(int fd) {
 }
 
 /// There is a huge page for all of the file that has none yet.
-bool fits(int fd) {
+bool fits_in_huge_pages(int fd) {
   const auto pages = base::huge_pages();
   return pages.has_value() && pages->free >= unbacked(fd) / base::kHugePage.value;
 }
@@ -258,15 +258,32 @@ Outcome TargetMemory::release() {
   return faults_->unregister_all();
 }
 
+base::Expected<uffd::Allocation> allocate_in_steps(
+    uffd::Extent extent,
+    const std::function<base::Expected<uffd::Allocation>(uffd::Extent)>& allocate) {
+  for (std::uint64_t done = 0; done < extent.length;) {
+    const std::uint64_t step = std::min(kAllocateStep.value, extent.length - done);
+    if (TRY(allocate(uffd::Extent{extent.offset + done, step})) == uffd::Allocation::kNoMemory) {
+      return uffd::Allocation::kNoMemory;
+    }
+    done += step;
+  }
+  return uffd::Allocation::kDone;
+}
+
 Outcome TargetMemory::fill_holes() {
   for (const Region& region : regions_) {
-    // A file on huge pages keeps what it gets, and would take what the guest may touch first.
-    if (is_huge(region.fd) && !fits(region.fd)) {
+    if (!has_limit(region)) {
+      continue;
+    }
+    // Asked before: the file keeps what it gets, and would take what the guest may touch first.
+    if (!fits(region.fd)) {
       return base::Err{no_room(region.fd, "fallocate")};
     }
-    if (has_limit(region) &&
-        TRY(uffd::allocate(region.fd, uffd::Extent{region.fd_offset, region.size.value})) ==
-            uffd::Allocation::kNoMemory) {
+    const auto filled =
+        allocate_in_steps(uffd::Extent{region.fd_offset, region.size.value},
+                          [&region](uffd::Extent part) { return uffd::allocate(region.fd, part); });
+    if (TRY(base::Expected<uffd::Allocation>(filled)) == uffd::Allocation::kNoMemory) {
       return base::Err{no_room(region.fd, "fallocate")};
     }
   }
@@ -277,6 +294,12 @@ bool TargetMemory::is_huge(int fd) const {
   return std::any_of(regions_.begin(), regions_.end(), [fd](const Region& region) {
     return region.fd == fd && region.backing == Backing::kHugetlb;
   });
+}
+
+bool TargetMemory::fits(int fd) const {
+  const auto around = room_around(fd);
+  return is_huge(fd) ? fits_in_huge_pages(fd)
+                     : !around.has_value() || around->free.value >= unbacked(fd);
 }
 
 bool TargetMemory::has_limit(const Region& region) const {

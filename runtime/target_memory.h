@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,6 +17,17 @@
 #include "uffd/shards.h"
 
 namespace towline::runtime {
+
+/// Gives every hole of `extent` its page, a bounded part at a time: while one call lasts, every
+/// fault that wants a page of the same file waits for it. `allocate` is uffd::allocate() of the
+/// file. kNoMemory: the parts before have theirs.
+base::Expected<uffd::Allocation> allocate_in_steps(
+    uffd::Extent extent,
+    const std::function<base::Expected<uffd::Allocation>(uffd::Extent)>& allocate);
+
+/// What allocate_in_steps() asks for at most in one call, of any kind of memory. Guess: two huge
+/// pages, some hundred microseconds.
+inline constexpr base::Bytes kAllocateStep{4U << 20U};
 
 /// Guest memory at the target: one file, mapped for the guest and watched by userfaultfd. Pages
 /// get into the file by pwrite() and in front of the guest by UFFDIO_CONTINUE. On huge pages, whose
@@ -84,6 +96,7 @@ class TargetMemory final : public GuestPages {
   base::Outcome write_by_alias(const Place& at, std::span<const std::byte> bytes);
   base::Error no_room(int fd, const char* operation);
   [[nodiscard]] bool is_huge(int fd) const;
+  [[nodiscard]] bool fits(int fd) const;  // All of it, also what has no page yet.
   [[nodiscard]] bool has_limit(const Region& region) const;
   base::Outcome fill_holes();
   [[nodiscard]] Place place(base::PageRange range) const;

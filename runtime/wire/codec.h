@@ -79,6 +79,11 @@ struct MissingFrame {
 /// never exceeds kMaxRunsPayload and stands for at most kMaxPagesPerBitmap pages, so that 2^28
 /// pages (1 TiB) take at most 32 MiB and their headers. `next_missing(at, limit)` is
 /// PageMap::next_missing(). nullopt: nothing is missing any more.
+///
+/// The map may change meanwhile. Each page is looked at once and named at most once; what was
+/// missing from before the call until its end is named. What is left out was here, or somebody was
+/// bringing it: whoever gives that up loses the link, and the next epoch, in which nobody brings
+/// anything, tells it again (docs/invariants.md).
 using NextMissing =
     std::function<std::optional<base::PageRange>(base::PageIndex at, base::PageCount limit)>;
 std::optional<MissingFrame> encode_missing(const NextMissing& next_missing, base::PageIndex from,

@@ -69,6 +69,31 @@ MissingFrame encode_bitmap(const std::vector<PageRange>& runs) {
   return frame;
 }
 
+// As pairs, if they fit into a frame.
+std::optional<MissingFrame> encode_pairs(const std::vector<PageRange>& runs) {
+  RunsWriter writer;
+  for (const PageRange& run : runs) {
+    if (!writer.add(run)) {
+      return std::nullopt;
+    }
+  }
+  auto written = writer.take();
+  MissingFrame frame;
+  frame.header = written.header;
+  frame.payload = std::move(written.payload);
+  return frame;
+}
+
+// The map moves while it is looked at: where a run ended at a page that somebody was bringing, the
+// next look may find that page given up. Then both are one run.
+void append(std::vector<PageRange>& runs, PageRange run) {
+  if (!runs.empty() && runs.back().end() == run.first) {
+    runs.back().count.value += run.count.value;
+  } else {
+    runs.push_back(run);
+  }
+}
+
 }  // namespace
 
 std::optional<MissingFrame> encode_missing(const NextMissing& next_missing, PageIndex from,
@@ -76,8 +101,6 @@ std::optional<MissingFrame> encode_missing(const NextMissing& next_missing, Page
   std::vector<PageRange> runs;
   PageIndex end{total.value};  // Of the window, once its first page is known.
   PageIndex at = from;
-  RunsWriter writer;
-  bool fits = true;
   while (at < end) {
     const auto run = next_missing(at, PageCount{end.value - at.value});
     if (!run.has_value() || run->first >= end) {
@@ -86,30 +109,19 @@ std::optional<MissingFrame> encode_missing(const NextMissing& next_missing, Page
     if (runs.empty()) {
       end = PageIndex{std::min(total.value, run->first.value + kMaxPagesPerBitmap)};
     }
-    const PageRange part{run->first,
-                         PageCount{std::min(run->end().value, end.value) - run->first.value}};
-    runs.push_back(part);
-    fits = fits && writer.add(part);
-    at = part.end();
+    at = PageIndex{std::min(run->end().value, end.value)};  // Never back: nothing is told twice.
+    append(runs, PageRange{run->first, PageCount{at.value - run->first.value}});
   }
   if (runs.empty()) {
     return std::nullopt;
   }
-  MissingFrame frame;
   const std::uint64_t bitmap_bytes = (runs.back().end().value - runs.front().first.value + 7) / 8;
-  if (fits) {
-    auto written = writer.take();
-    if (written.payload.size() <= bitmap_bytes) {
-      frame.header = written.header;
-      frame.payload = std::move(written.payload);
-    } else {
-      frame = encode_bitmap(runs);
-    }
-  } else {
-    frame = encode_bitmap(runs);
-  }
+  auto pairs = encode_pairs(runs);
+  MissingFrame frame = pairs.has_value() && pairs->payload.size() <= bitmap_bytes
+                           ? *std::move(pairs)
+                           : encode_bitmap(runs);
   frame.header.type = FrameType::kMissing;
-  frame.next = runs.back().end();
+  frame.next = at;
   return frame;
 }
 

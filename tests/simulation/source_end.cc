@@ -169,8 +169,8 @@ void SourceEnd::begin_rounds() {
 void SourceEnd::note_dirty(const runtime::DirtyRounds::Round& round) {
   for (const PageRange& run : round.pages) {
     owed_.add(run);
-    order_->on_recently_dirty(run);
   }
+  order_->on_recently_dirty(round.pages);
 }
 
 void SourceEnd::add_stale(std::vector<std::byte>& bytes, const runtime::DirtyRounds::Round& round,
@@ -242,9 +242,7 @@ void SourceEnd::send_flight() {
   gate(OwnershipEvent::kOrder);
   lanes().control->to_target.send_bytes(flight);
   world_.flight_sent();
-  for (const PageRange& run : last.pages) {
-    order_->on_recently_dirty(run);
-  }
+  order_->on_recently_dirty(last.pages);
 }
 
 void SourceEnd::finish() {

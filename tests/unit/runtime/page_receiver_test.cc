@@ -120,6 +120,30 @@ TEST_CASE("a lost source poisons what is missing, and nothing that is here") {
   CHECK(target.pages.woken == std::vector{PageRange{PageIndex{12}, PageCount{1}}});
 }
 
+TEST_CASE("what is poisoned is looked for once: a large memory in small pieces ends in time") {
+  // Every second page of 4 GiB. Who begins at page 0 again for each looks at 10^10 words.
+  constexpr std::uint64_t kPages = 1U << 20U;
+  Region region;
+  region.name = "ram";
+  region.size = base::Bytes{kPages * base::kSmallPage.value};
+  const MemoryLayout layout({region});
+  Pages pages;
+  PageMap map{PageCount{kPages}};
+  std::vector<PageIndex> went_stale;
+  for (std::uint64_t page = 0; page < kPages; page += 2) {
+    const PageRange here{PageIndex{page}, PageCount{1}};
+    REQUIRE(map.claim_run(here) == here.count);
+    map.finish_installed(here, went_stale);
+  }
+  RequestTable requests(4);
+  PageReceiver receiver(layout, pages, map, requests, base::system_clock(),
+                        [](std::span<const PageIndex> /*pages*/) {});
+  REQUIRE(receiver.poison_missing().ok());
+  CHECK(pages.poisoned.size() == kPages / 2);
+  CHECK(map.poisoned() == PageCount{kPages / 2});
+  CHECK(map.missing() == PageCount{0});
+}
+
 TEST_CASE("a frame that comes after the poison changes nothing") {
   Target target(4);
   REQUIRE(target.receiver.poison_missing().ok());

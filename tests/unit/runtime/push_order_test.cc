@@ -1,11 +1,14 @@
 #include "runtime/push_order.h"
 
 #include <algorithm>
+#include <atomic>
 #include <random>
 #include <set>
 #include <vector>
 
 #include <doctest/doctest.h>
+
+#include "base/thread.h"
 
 namespace towline::runtime {
 namespace {
@@ -192,13 +195,86 @@ TEST_CASE("of nine streams the one that was quiet longest is forgotten") {
 TEST_CASE("recently dirtied pages go after the demanded ones and before the rest") {
   const auto order = make_window_order(kPages);
   AllOwed owed;
-  order->on_recently_dirty(pages(700, 2));
-  order->on_recently_dirty(pages(600, 1));
+  order->on_recently_dirty(std::vector{pages(600, 1), pages(700, 2)});
   order->on_demand(PageIndex{50'000});
   const auto sent = next_pages(*order, owed, 12);
   CHECK(sent[7] == 50'008);
   CHECK(std::vector<std::uint64_t>(sent.begin() + 8, sent.end()) ==
-        std::vector<std::uint64_t>{700, 701, 600, 0});
+        std::vector<std::uint64_t>{600, 700, 701, 0});
+}
+
+TEST_CASE("the last dirtied pages go before those of earlier rounds, each round in its order") {
+  const auto order = make_window_order(kPages);
+  AllOwed owed;
+  order->on_recently_dirty(std::vector{pages(100, 1), pages(200, 1)});
+  order->on_recently_dirty(std::vector{pages(50, 1), pages(200, 2)});
+  order->on_recently_dirty(std::vector{pages(300, 1)});
+  CHECK(next_pages(*order, owed, 6) == std::vector<std::uint64_t>{300, 50, 200, 201, 100, 0});
+}
+
+TEST_CASE("however much was dirtied before, the last delta is remembered, and first") {
+  constexpr PageCount kMany{1U << 20U};
+  const auto order = make_window_order(kMany);
+  OwedPages owed(kMany);
+  owed.add({PageIndex{0}, kMany});
+  std::vector<PageRange> every_second;
+  for (std::uint64_t page = 0; page < kMany.value / 2; page += 2) {
+    every_second.push_back(pages(page, 1));
+  }
+  order->on_recently_dirty(every_second);
+  order->on_recently_dirty(every_second);
+  order->on_recently_dirty(std::vector{pages(900'000, 1), pages(1'000'000, 2)});
+  CHECK(next_pages(*order, owed, 3) == std::vector<std::uint64_t>{900'000, 1'000'000, 1'000'001});
+}
+
+TEST_CASE("a delta of any size is remembered as a whole") {
+  constexpr PageCount kMany{1U << 20U};
+  const auto order = make_window_order(kMany);
+  OwedPages owed(kMany);
+  std::vector<PageRange> delta;
+  for (std::uint64_t page = 1000; page < kMany.value; page += 4) {
+    delta.push_back(pages(page, 1));
+    owed.add(delta.back());
+  }
+  owed.add(pages(0, 1000));  // The rest, which address order would send first.
+  order->on_recently_dirty(delta);
+  const auto sent = next_pages(*order, owed, delta.size());
+  CHECK(sent.size() == delta.size());
+  CHECK(*std::min_element(sent.begin(), sent.end()) == 1000);
+  CHECK(next_pages(*order, owed, 1) == std::vector<std::uint64_t>{0});
+}
+
+TEST_CASE("lanes beside each other, and demands beside them, send every page once") {
+  constexpr PageCount kMany{1U << 20U};
+  const auto order = make_window_order(kMany);
+  OwedPages owed(kMany);
+  for (std::uint64_t page = 0; page < kMany.value; page += 37) {
+    owed.add(pages(page, 1 + page % 5));
+  }
+  const std::uint64_t wanted = owed.count().value;
+  std::atomic<bool> over{false};
+  std::atomic<std::uint64_t> sent{0};
+  base::NamedThread server("server", [&] {
+    std::mt19937_64 random(1);
+    while (!over) {
+      order->on_demand(PageIndex{random() % kMany.value});
+    }
+  });
+  std::vector<base::NamedThread> lanes;
+  for (int i = 0; i < 2; ++i) {
+    lanes.emplace_back("lane", [&] {
+      while (const auto run = order->next(owed, kFrame)) {
+        sent += run->count.value;
+      }
+    });
+  }
+  for (base::NamedThread& lane : lanes) {
+    lane.join();
+  }
+  over = true;
+  server.join();
+  CHECK(sent == wanted);
+  CHECK(owed.count().value == 0);
 }
 
 TEST_CASE("windows at both ends of memory stay inside it") {
@@ -243,7 +319,7 @@ void every_page_goes_once(PushOrder& order, unsigned seed) {
           PageIndex{random() % 2 == 0 ? random() % 3000 : (walk += 1 + random() % 9) % 3000});
     }
     if (random() % 8 == 0) {
-      order.on_recently_dirty(pages(random() % 2900, 1 + random() % 100));
+      order.on_recently_dirty(std::vector{pages(random() % 2900, 1 + random() % 100)});
     }
     if (const PageIndex direct{random() % 3000}; random() % 8 == 0 && owed.take(direct)) {
       ++sent[direct.value];

@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <random>
 #include <vector>
 
 #include <doctest/doctest.h>
 
+#include "base/thread.h"
+#include "runtime/page_map.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime::wire {
@@ -107,6 +110,81 @@ TEST_CASE("the worst set of a tebibyte takes no more than a bit for each page, a
   CHECK(sent.bytes <= (32ULL << 20U) / 16 * 101 / 100);
   for (const MissingFrame& frame : sent.frames) {
     CHECK(frame.payload.size() <= kMaxRunsPayload);
+  }
+}
+
+TEST_CASE("a claim that is given up beside a run already told is told with it") {
+  constexpr std::uint64_t kPages = 64;
+  PageMap map(PageCount{kPages});
+  const PageRange brought{PageIndex{8}, PageCount{4}};
+  REQUIRE(map.claim_run(brought) == brought.count);
+  int asked = 0;
+  const NextMissing next = [&](PageIndex at, PageCount limit) {
+    const auto run = map.next_missing(at, limit);
+    if (++asked == 1) {
+      map.abandon(brought);  // Between two looks at the map: there was no room for it.
+    }
+    return run;
+  };
+  const Sent sent = encode_all(next, PageCount{kPages});
+  REQUIRE(sent.frames.size() == 1);
+  const auto& frame = sent.frames.front();
+  // As one run: an older end refuses runs that touch.
+  const auto decoded = decode_missing(frame.header, frame.payload, PageCount{kPages});
+  REQUIRE(decoded.ok());
+  CHECK(decoded.value() == Runs{PageRange{PageIndex{0}, PageCount{kPages}}});
+}
+
+TEST_CASE("what is told while pages come and are given up names each page at most once") {
+  // Word for word beside each other, so that claims begin and end at every place of a run. What
+  // nobody ever claims must be told; what is told must be sound, however the map moved meanwhile.
+  constexpr std::uint64_t kPages = 4096;
+  constexpr std::uint64_t kUnit = 8;
+  PageMap map(PageCount{kPages});
+  std::atomic<bool> over{false};
+  std::vector<base::NamedThread> bearers;
+  for (std::uint64_t number = 0; number < 2; ++number) {
+    bearers.emplace_back("bearer", [&, number] {
+      // Many claims at a time, so that the one who tells always meets some, and some of these end
+      // between two of its looks.
+      std::mt19937_64 random(number);
+      std::vector<PageRange> held;
+      while (!over) {
+        for (std::uint64_t unit = number; unit < kPages / kUnit; unit += 2) {
+          // The first page of each unit is nobody's.
+          const PageRange range{PageIndex{unit * kUnit + 1}, PageCount{1 + random() % (kUnit - 1)}};
+          if (const PageCount claimed = map.claim_run(range); claimed.value != 0) {
+            held.push_back(PageRange{range.first, claimed});
+          }
+        }
+        for (; !held.empty(); held.pop_back()) {
+          map.abandon(held.back());
+        }
+      }
+    });
+  }
+  for (int round = 0; round < 500; ++round) {
+    const Sent sent =
+        encode_all([&map](PageIndex at, PageCount limit) { return map.next_missing(at, limit); },
+                   PageCount{kPages});
+    std::vector<int> told(kPages, 0);
+    for (const MissingFrame& frame : sent.frames) {
+      const auto decoded = decode_missing(frame.header, frame.payload, PageCount{kPages});
+      REQUIRE(decoded.ok());
+      for (const PageRange& run : decoded.value()) {
+        for (std::uint64_t page = run.first.value; page < run.end().value; ++page) {
+          ++told[page];
+        }
+      }
+    }
+    CHECK(*std::max_element(told.begin(), told.end()) == 1);
+    for (std::uint64_t page = 0; page < kPages; page += kUnit) {
+      CHECK(told[page] == 1);
+    }
+  }
+  over = true;
+  for (base::NamedThread& bearer : bearers) {
+    bearer.join();
   }
 }
 
