@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "runtime/owner_log.h"
 #include "runtime/source_driver.h"
 #include "runtime/switch_flight.h"
 
@@ -26,7 +27,7 @@ Outcome SourceDriver::switch_over() {
 }
 
 Outcome SourceDriver::park() {
-  TRY(machine_.gate().step(OwnershipEvent::kHold));
+  TRY(change_owner(machine_.gate(), OwnershipEvent::kHold));
   // Shared: the vCPU's thread is still inside set_value() when get() returns here.
   const auto parked = std::make_shared<std::promise<base::Instant>>();
   auto when = parked->get_future();
@@ -63,7 +64,7 @@ Outcome SourceDriver::send_flight() {
     bytes_before_flight_ = bytes_sent();
     TRY(note_phase(StandbyPhase::kOrdered));
     TRY(step_locked(SourceEvent::kOrderSent));
-    TRY(machine_.gate().step(OwnershipEvent::kOrder));
+    TRY(change_owner(machine_.gate(), OwnershipEvent::kOrder));
     ++dirty_syncs_;
     flight_leaves_ = true;
   }
@@ -89,7 +90,7 @@ Outcome SourceDriver::await_running() {
 }
 
 Outcome SourceDriver::note_running() {
-  TRY(machine_.gate().step(OwnershipEvent::kTargetRuns));
+  TRY(change_owner(machine_.gate(), OwnershipEvent::kTargetRuns));
   TRY(note_phase(StandbyPhase::kServing));
   const auto running_at =
       static_cast<std::int64_t>(*inbox_.running_at_ns) - clock_offset_.offset_ns();

@@ -79,9 +79,9 @@ void Monitor::on_signal(const char* name) {
   if (!ended.ok()) {
     refused_signal_ = now;
     base::log(base::LogLevel::kError,
-              "monitor.signal_refused signal={}: {}; or send it again "
-              "within {} seconds to end all the same",
-              name, ended.error().detail, kInsistWithin.count());
+              "monitor.signal_refused signal={} reason={} again_within_s={}", name,
+              ended.error().detail + "; or send it again to end all the same",
+              kInsistWithin.count());
   }
 }
 
@@ -95,13 +95,14 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
     return refuse(fmt::format("Refused: {}, or force it with \"x-force\": true", *danger));
   }
   if (danger) {
-    base::log(base::LogLevel::kError, "monitor.forced_end: {}", *danger);
+    base::log(base::LogLevel::kError, "monitor.forced_end reason={}", *danger);
   }
   // What a page server goes on with is left as it is: its target shall not be told of an end.
   const bool left = migration_.may_be_left();
   const bool forced = left || (force && (danger || migration_.in_progress()));
   if (left) {
-    base::log(base::LogLevel::kWarning, "monitor.left: the page server goes on with the migration");
+    base::log(base::LogLevel::kWarning, "monitor.left reason={}",
+              "the page server goes on with the migration");
   }
   if (migration_.can_be_cancelled() && !forced) {
     // Its threads are joined when it is settled; and the target is told instead of left alone.
@@ -158,7 +159,7 @@ void Monitor::end_if_failed(MigrationStatus status) {
     return;
   }
   const auto latest = migration_.report();
-  base::log(base::LogLevel::kError, "migration.incoming_failed: {}",
+  base::log(base::LogLevel::kError, "migration.incoming_failed reason={}",
             latest ? latest->report.error : "no reason known");
   if (!ending_) {
     ending_ = Ending{Exit{1, false}, Json()};
@@ -214,7 +215,7 @@ void Monitor::on_shutdown(vmm::ShutdownCause cause) {
 }
 
 void Monitor::on_failure(const std::string& reason) {
-  base::log(base::LogLevel::kError, "guest.failed: {}", reason);
+  base::log(base::LogLevel::kError, "guest.failed reason={}", reason);
 }
 
 }  // namespace towline::monitor
