@@ -2,7 +2,7 @@
 
 namespace towline::base {
 
-/// Prints what broke and aborts. Never returns.
+/// Logs what broke and aborts. Never returns, and waits for whoever reads the log 200 ms at most.
 [[noreturn]] void ensure_failed(const char* condition, const char* why, const char* file,
                                 int line) noexcept;
 

@@ -9,6 +9,7 @@
 
 #include "base/ensure.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "base/sync.h"
 
 namespace towline::runtime {
@@ -147,9 +148,18 @@ class LibeventLoop : public EventLoop {
   std::deque<Callback> posted_ GUARDED_BY(mutex_);
 };
 
+// By itself it writes to standard error, and waits for whoever reads that.
+void log_of_libevent(int severity, const char* text) {
+  const auto level = severity >= EVENT_LOG_ERR    ? base::LogLevel::kError
+                     : severity == EVENT_LOG_WARN ? base::LogLevel::kWarning
+                                                  : base::LogLevel::kDebug;
+  base::log(level, "event_loop.said text={}", text);
+}
+
 }  // namespace
 
 base::Expected<std::unique_ptr<EventLoop>> EventLoop::create() {
+  event_set_log_callback(log_of_libevent);
   const std::unique_ptr<event_config, ConfigFree> config(event_config_new());
   // Any kind of descriptor, so that standard input may be a regular file: that rules out epoll,
   // which would gain nothing for the few descriptors watched here.

@@ -107,7 +107,7 @@ Outcome KeptMachine::load(const MachineState& /*state*/) {
 }
 
 void KeptMachine::guest_failed(const std::string& reason) {
-  base::log(base::LogLevel::kError, "guest.failed: {}", reason);
+  base::log(base::LogLevel::kError, "guest.failed reason={}", reason);
 }
 
 }  // namespace towline::runtime

@@ -140,7 +140,7 @@ Outcome SourceDriver::on_room(const FrameHeader& header, std::span<const std::by
   if (there_is) {
     inbox_.no_room.reset();
     bulk_->go_on();
-    base::log(LogLevel::kInfo, "target.room_again the pass goes on");
+    base::log(LogLevel::kInfo, "target.room_again");
   } else {
     inbox_.no_room = text_of(payload);
     bulk_->hold_back();

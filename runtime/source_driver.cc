@@ -369,7 +369,13 @@ void SourceDriver::lose(const base::Error& reason) {
 void SourceDriver::lose_locked(const base::Error& reason) {
   if (!inbox_.lost.has_value()) {
     inbox_.lost = reason;
-    base::log(LogLevel::kInfo, "link.lost reason={}", base::to_string(reason));
+    // When the target has all or has said no, or this end's user did, it closes as agreed.
+    const bool as_agreed = inbox_.complete || inbox_.never.has_value() ||
+                           inbox_.refused.has_value() || inbox_.cancel || inbox_.held ||
+                           inbox_.leave;
+    if (!as_agreed) {
+      base::log(LogLevel::kWarning, "link.lost reason={}", base::to_string(reason));
+    }
   }
   if (bulk_ != nullptr && before_order(state_)) {
     bulk_->stop();  // A pass may be blocked on a lane that nobody reads.

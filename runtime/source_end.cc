@@ -6,6 +6,7 @@
 
 #include "base/ensure.h"
 #include "base/log.h"
+#include "runtime/owner_log.h"
 #include "runtime/source_driver.h"
 
 namespace towline::runtime {
@@ -75,8 +76,8 @@ void SourceDriver::end(const base::Error& reason) {
     before = before_order(state_);
     rule = rule_of_end(reason);
     error_ = rule.on == SourceEvent::kTargetComplete ? "" : words_of_end(reason);
-    base::log(LogLevel::kInfo, "source.ends state={} event={} to={} reason={}",
-              to_string(rule.from), to_string(rule.on), to_string(rule.to), error_);
+    base::log_owner(LogLevel::kInfo, "source.ends state={} event={} to={} reason={}",
+                    to_string(rule.from), to_string(rule.on), to_string(rule.to), error_);
   }
   // Nobody else steps the session now (before the order tl-control does not, and after it that has
   // ended), so that the rule stays right without the lock, which nobody holds while the kernel or
@@ -89,7 +90,7 @@ void SourceDriver::end(const base::Error& reason) {
   if (!before && rule.act == SourceAction::kResumeGuest) {
     // The target's own word, from the incarnation that has the order: it never will.
     note_release();
-    const auto back = machine_.gate().step(OwnershipEvent::kTargetRefused);
+    const auto back = change_owner(machine_.gate(), OwnershipEvent::kTargetRefused);
     ENSURE(back.ok(), "only an ordered guest can be given back by its target");
   }
   if (rule.act == SourceAction::kResumeGuest) {
@@ -144,7 +145,7 @@ std::string SourceDriver::words_of_end(const base::Error& reason) const {
 void SourceDriver::resume_guest() {
   if (machine_.gate().ownership() == Ownership::kHeld) {
     note_release();
-    const auto released = machine_.gate().step(OwnershipEvent::kRelease);
+    const auto released = change_owner(machine_.gate(), OwnershipEvent::kRelease);
     ENSURE(released.ok(), "a held guest is ours to release");
   }
   machine_.unpark();

@@ -61,7 +61,7 @@ void SourceDriver::lose_lane_locked(LaneName lane, std::uint32_t attempt,
       return;
     }
   }
-  base::log(LogLevel::kInfo, "lane.lost lane='{}' attempt={} reason={}", to_string(lane), attempt,
+  base::log(LogLevel::kInfo, "lane.lost lane={} attempt={} reason={}", to_string(lane), attempt,
             base::to_string(reason));
   inbox_.broken.push_back(SourceInbox::BrokenLane{lane, attempt, reason});
   if (inbox_.broken.size() > 1) {
@@ -138,7 +138,7 @@ Outcome SourceDriver::replace_lane(const SourceInbox::BrokenLane& broken) {
       return put_in_place(broken.lane, attempt, std::move(opened).value());
     }
     last = base::to_string(opened.error());
-    base::log(LogLevel::kInfo, "lane.not_replaced lane='{}' attempt={} reason={}",
+    base::log(LogLevel::kInfo, "lane.not_replaced lane={} attempt={} reason={}",
               to_string(broken.lane), attempt, last);
   }
   return fail(ErrorKind::kDisconnected, "replace lane",
@@ -189,7 +189,7 @@ Outcome SourceDriver::put_in_place(LaneName lane, std::uint32_t attempt,
     changed_.wait(mutex_, [this]() UNDER_LOCK { return !watching_; });
     const SourceInbox::BrokenLane& broken = inbox_.broken.front();
     ENSURE(broken.lane == lane, "one lane is replaced at a time");
-    base::log(LogLevel::kInfo, "lane.replaced lane='{}' attempt={} reason={}", to_string(lane),
+    base::log(LogLevel::kInfo, "lane.replaced lane={} attempt={} reason={}", to_string(lane),
               attempt, base::to_string(broken.reason));
     if (broken.attempt < attempt) {
       inbox_.broken.erase(inbox_.broken.begin());

@@ -6,6 +6,7 @@
 
 #include "base/ensure.h"
 #include "base/log.h"
+#include "runtime/owner_log.h"
 #include "runtime/source_driver.h"
 #include "runtime/wire/codec.h"
 
@@ -341,13 +342,13 @@ Outcome SourceDriver::take_back() {
                               to_string(state_)));
     }
     note_release();
-    const auto back = machine_.gate().step(OwnershipEvent::kTakeBack);
+    const auto back = change_owner(machine_.gate(), OwnershipEvent::kTakeBack);
     ENSURE(back.ok(), "an ordered guest is its user's to take back");
     state_ = stepped.value().to;
     ended_ = clock_.now();
     error_ = "taken back by the user, who vouches that the target does not run the guest";
     attempt_error_.clear();
-    base::log(LogLevel::kWarning, "source.taken_back epoch={}", identity_.epoch);
+    base::log_owner(LogLevel::kWarning, "source.taken_back epoch={}", identity_.epoch);
     end_waiting();
     changed_.notify_all();
   }

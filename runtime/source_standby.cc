@@ -171,8 +171,8 @@ void SourceDriver::begin_as_heir(Legacy legacy) {
     clock_offset_ = ClockOffset(legacy.words.clock_offset_ns, legacy.words.clock_error_ns);
     error_ = std::move(legacy.reason);
     state_ = serving ? SourceState::kServingPaused : SourceState::kOrderedPaused;
-    base::log(LogLevel::kWarning, "source.heir state={} epoch={} reason={}", to_string(state_),
-              identity_.epoch, error_);
+    base::log_owner(LogLevel::kWarning, "source.heir state={} epoch={} reason={}",
+                    to_string(state_), identity_.epoch, error_);
     show(status_of(state_));
   }
   watch_thread_ = base::NamedThread("tl-watch", [this] { watch(); });

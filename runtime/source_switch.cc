@@ -6,6 +6,7 @@
 
 #include "base/ensure.h"
 #include "base/log.h"
+#include "runtime/owner_log.h"
 #include "runtime/source_driver.h"
 #include "runtime/switch_flight.h"
 
@@ -28,7 +29,7 @@ Outcome SourceDriver::switch_over() {
 }
 
 Outcome SourceDriver::park() {
-  TRY(machine_.gate().step(OwnershipEvent::kHold));
+  TRY(change_owner(machine_.gate(), OwnershipEvent::kHold));
   // Shared: the vCPU's thread is still inside set_value() when get() returns here.
   const auto parked = std::make_shared<std::promise<base::Instant>>();
   auto when = parked->get_future();
@@ -65,7 +66,7 @@ Outcome SourceDriver::send_flight() {
     bytes_before_flight_ = bytes_sent();
     TRY(note_phase(StandbyPhase::kOrdered));
     TRY(step_locked(SourceEvent::kOrderSent));
-    TRY(machine_.gate().step(OwnershipEvent::kOrder));
+    TRY(change_owner(machine_.gate(), OwnershipEvent::kOrder));
     ++dirty_syncs_;
     flight_leaves_ = true;
   }
@@ -89,12 +90,12 @@ Outcome SourceDriver::await_running() {
 // On tl-control, in the same critical section in which the word is read. The gate, the ledger and
 // the session's state are three copies of one fact: from here on nobody gives the guest back.
 void SourceDriver::note_running() {
-  const auto gone = machine_.gate().step(OwnershipEvent::kTargetRuns);
+  const auto gone = change_owner(machine_.gate(), OwnershipEvent::kTargetRuns);
   ENSURE(gone.ok(), "an ordered guest may run at its target");
   if (const auto noted = note_phase(StandbyPhase::kServing); !noted.ok()) {
-    base::log(base::LogLevel::kError,
-              "page_server.not_told: the target runs the guest, and an heir would have to ask: {}",
-              base::to_string(noted.error()));
+    base::log(base::LogLevel::kError, "page_server.not_told reason={} so={}",
+              base::to_string(noted.error()),
+              "the target runs the guest, and an heir would have to ask it");
   }
   const auto running_at =
       static_cast<std::int64_t>(*inbox_.running_at_ns) - clock_offset_.offset_ns();

@@ -177,10 +177,8 @@ void StandbyLink::run() {
       const base::Lock lock(mutex_);
       report_.stands_by = false;
       report_.error = "it is gone";
-      base::log(LogLevel::kWarning,
-                "page_server.lost pid={}: until there is another one, the guest depends on this "
-                "process",
-                report_.pid);
+      base::log(LogLevel::kWarning, "page_server.lost pid={} meaning={}", report_.pid,
+                "until there is another one, the guest depends on this process");
     }
     bool found = false;
     while (!found) {

@@ -144,7 +144,7 @@ Outcome TargetDriver::receive_description() {
 void TargetDriver::refuse(const std::string& reasons) {
   const std::string_view bounded = std::string_view(reasons).substr(0, wire::kMaxTextPayload);
   if (!send(FrameType::kRefuse, bytes_of(bounded)).ok()) {
-    base::log(LogLevel::kInfo, "migration.refusal_unsent the source is gone");
+    base::log(LogLevel::kInfo, "migration.refusal_unsent reason={}", "the source is gone");
   }
 }
 
@@ -368,7 +368,7 @@ void TargetDriver::end_of_control(const base::Error& reason) {
     if (lane_error_.has_value() && lane_error_->kind != ErrorKind::kDisconnected) {
       cause = *lane_error_;
     }
-    link_ = Link::kLost;
+    const bool told = std::exchange(link_, Link::kLost) == Link::kLost;  // By tl-watch.
     if (state_ == TargetState::kFailed && reason.kind == ErrorKind::kDisconnected &&
         reason.errno_value == 0) {
       told_never_ = true;  // Closed in order: the source has read to the end.
@@ -377,6 +377,9 @@ void TargetDriver::end_of_control(const base::Error& reason) {
     if (state_ != TargetState::kCompleted && state_ != TargetState::kFailed && !shuts_out(state_)) {
       if (error_.empty()) {
         error_ = base::to_string(cause);
+      }
+      if (!told && !held_ && state_ != TargetState::kListening) {
+        base::log(LogLevel::kWarning, "link.lost reason={}", base::to_string(cause));
       }
       drop = lose_locked();
     } else {
@@ -431,7 +434,7 @@ void TargetDriver::on_lane_lost(const base::Error& reason) {
     return;
   }
   if (never && !send(FrameType::kNever, bytes_of(base::to_string(reason))).ok()) {
-    base::log(LogLevel::kInfo, "never.unsent the source is gone");
+    base::log_owner(LogLevel::kInfo, "never.unsent reason={}", "the source is gone");
   }
   // The source notices, closes, and tl-control reads its lane to the end.
   ::shutdown(control()->fd(), reason.kind == ErrorKind::kCorrupt ? SHUT_RDWR : SHUT_WR);
@@ -460,7 +463,8 @@ void TargetDriver::finish() {
   complete.type = FrameType::kComplete;
   complete.count = layout_.pages().value;
   if (!control()->send(complete).ok()) {
-    base::log(LogLevel::kInfo, "complete.unsent the source is gone; nothing is missing here");
+    base::log(LogLevel::kInfo, "complete.unsent reason={}",
+              "the source is gone; nothing is missing here");
   }
   const auto released = transfer_->memory->release();
   if (!released.ok()) {
@@ -483,6 +487,9 @@ Outcome TargetDriver::advance_locked(TargetEvent event) {
 base::Expected<TargetAction> TargetDriver::step_locked(TargetEvent event) {
   const TargetRule rule = TRY(runtime::step(state_, event));
   state_ = rule.to;
+  if (rule.act == TargetAction::kNeverWill || rule.act == TargetAction::kDropHalf) {
+    base::log_owner(LogLevel::kInfo, "guest.never event={}", to_string(event));
+  }
   base::log(LogLevel::kInfo, "target.state from={} event={} to={}", to_string(rule.from),
             to_string(event), to_string(rule.to));
   if (is_final(status_of(state_))) {

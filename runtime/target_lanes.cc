@@ -293,8 +293,8 @@ void TargetLanes::report_end(Slot& slot, std::uint32_t attempt, base::Error reas
     }
     alone = !lost_;
   }
-  base::log(base::LogLevel::kInfo, "lane.ended lane='{}' attempt={} reason={}",
-            to_string(slot.name), attempt, base::to_string(reason));
+  base::log(base::LogLevel::kInfo, "lane.ended lane={} attempt={} reason={}", to_string(slot.name),
+            attempt, base::to_string(reason));
   if (alone && hooks_.broken && hooks_.broken(slot.name, attempt, reason)) {
     lane->shutdown();  // The source sees it too.
     const base::Lock lock(mutex_);

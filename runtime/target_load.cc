@@ -5,6 +5,7 @@
 #include "base/ensure.h"
 #include "base/log.h"
 #include "runtime/handshake.h"
+#include "runtime/owner_log.h"
 #include "runtime/target_driver.h"
 
 namespace towline::runtime {
@@ -67,7 +68,8 @@ Outcome TargetDriver::load(const std::vector<std::byte>& encoded) {
     linger_thread_ = base::NamedThread("tl-linger", [this] { linger(); });
   }
   if (!send(FrameType::kNever, bytes_of(reason)).ok()) {
-    base::log(LogLevel::kInfo, "never.unsent the source will be told when it asks again");
+    base::log_owner(LogLevel::kInfo, "never.unsent remedy={}",
+                    "the source will be told when it asks again");
   }
   return loaded;  // The source closes when it has read that, and tl-control ends the rest.
 }
@@ -86,7 +88,7 @@ void TargetDriver::settle_link() {
 }
 
 void TargetDriver::start_guest() {
-  const auto taken = machine_.gate().step(OwnershipEvent::kTake);
+  const auto taken = change_owner(machine_.gate(), OwnershipEvent::kTake);
   ENSURE(taken.ok(), "one order opens the gate, once");
   running_here_ = true;
   // Shared: the vCPU's thread is still inside set_value() when get() returns here.

@@ -67,8 +67,8 @@ Outcome TargetDriver::give_up_source(SourceLoss how) {
 
 void TargetDriver::begin_abandoning(SourceLoss how) {
   [[maybe_unused]] const auto stepped = step_locked(TargetEvent::kSourceGivenUp);
-  base::log(LogLevel::kWarning, "source.given_up policy={} missing_pages={}", to_string(how),
-            transfer_->map.missing().value);
+  base::log_owner(LogLevel::kWarning, "source.given_up policy={} missing_pages={}", to_string(how),
+                  transfer_->map.missing().value);
   listener_->post([this, how] { shut_out(how); });
 }
 
@@ -152,7 +152,7 @@ void TargetDriver::settle_loss(SourceLoss how) {
                     amount(missing));
     machine_.guest_failed(told);
   }
-  base::log(LogLevel::kError, "source.lost {}", told);
+  base::log_owner(LogLevel::kError, "source.lost reason={}", told);
   const base::Lock lock(mutex_);
   error_ = std::move(told);
   [[maybe_unused]] const auto stepped = step_locked(

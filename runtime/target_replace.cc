@@ -54,7 +54,7 @@ void TargetDriver::on_lane_replaced(LaneName lane, std::uint32_t attempt) {
     ++lanes_replaced_;
     lane_error_.reset();
   }
-  base::log(LogLevel::kInfo, "lane.replaced lane='{}' attempt={}", to_string(lane), attempt);
+  base::log(LogLevel::kInfo, "lane.replaced lane={} attempt={}", to_string(lane), attempt);
   if (lane.role == wire::LaneRole::kUrgent) {
     ask_again();
     return transfer_->lanes.sweep_again();
@@ -62,7 +62,7 @@ void TargetDriver::on_lane_replaced(LaneName lane, std::uint32_t attempt) {
   // What was under way on the old lane is owed no more, and nobody else knows what it was. Only
   // this epoch's control lane can be there: the next epoch begins after this thread was joined.
   if (!tell_missing(*control(), attempt).ok()) {
-    base::log(LogLevel::kInfo, "missing.untold the link is lost too");
+    base::log(LogLevel::kInfo, "missing.untold reason={}", "the link is lost too");
   }
 }
 

@@ -72,8 +72,7 @@ void TargetDriver::tell_no_room(const base::Error& reason) {
     }
     no_room_ = reason.detail;
   }
-  base::log(LogLevel::kWarning, "memory.no_room the pass waits; reason={}",
-            base::to_string(reason));
+  base::log(LogLevel::kWarning, "memory.no_room reason={}", base::to_string(reason));
   const auto bounded = std::string_view(reason.detail).substr(0, wire::kMaxNoRoomPayload);
   // Unsent: the control lane has ended, and its own thread knows.
   [[maybe_unused]] const auto told = send(FrameType::kNoRoom, bytes_of(bounded));
@@ -89,7 +88,7 @@ void TargetDriver::found_room() {
     }
     no_room_.clear();
   }
-  base::log(LogLevel::kInfo, "memory.room_again the pass goes on");
+  base::log(LogLevel::kInfo, "memory.room_again");
   [[maybe_unused]] const auto told = send(FrameType::kRoomAgain);
 }
 

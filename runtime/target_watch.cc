@@ -79,7 +79,7 @@ bool TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control) {
       link_ = Link::kLost;
       error_ = waits_in_vain ? "a lane broke, and the source opens no other in its place"
                              : link.explain(verdict, device);
-      base::log(LogLevel::kInfo, "link.lost reason={}", error_);
+      base::log(LogLevel::kWarning, "link.lost reason={}", error_);
       return false;
     }
   }

@@ -16,7 +16,6 @@
 
 #include "base/log.h"
 #include "runtime/event_loop.h"
-#include "tools/output.h"
 #include "tools/standby.h"
 #include "vmm/monitor/monitor.h"
 
@@ -59,6 +58,7 @@ class Process {
     if (exit_.forced) {
       monitor_->close_qmp();
       standby_->close();
+      base::flush_log();
       std::_Exit(exit_.code);
     }
     return exit_.code;
@@ -120,7 +120,7 @@ int page_server(const PageServerArguments& arguments) {
           fmt::format("--socket-fd {} is no socket; it is for a source that starts this, use "
                       "--listen unix:PATH",
                       arguments.socket_fd));
-      put(stderr, fmt::format("towline page-server: {}\n", base::to_string(why.error)));
+      base::say_on_error(fmt::format("towline page-server: {}\n", base::to_string(why.error)));
       return 1;
     }
     go_into_the_background();
@@ -131,7 +131,7 @@ int page_server(const PageServerArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   auto process = Process::create(arguments);
   if (!process.ok()) {
-    put(stderr, fmt::format("towline page-server: {}\n", base::to_string(process.error())));
+    base::say_on_error(fmt::format("towline page-server: {}\n", base::to_string(process.error())));
     return 1;
   }
   return process.value()->run();

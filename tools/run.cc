@@ -23,7 +23,6 @@
 #include "base/log.h"
 #include "runtime/event_loop.h"
 #include "runtime/options.h"
-#include "tools/output.h"
 #include "vmm/machine.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/monitor.h"
@@ -161,6 +160,7 @@ class Process {
     const auto deadline = base::system_clock().now() + kVcpusEndWithin;
     if (exit_.forced || !machine_->end_vcpus(deadline)) {
       monitor_->close_qmp();
+      base::flush_log();
       std::_Exit(exit_.code);
     }
     return exit_.code;
@@ -211,7 +211,7 @@ int run(const RunArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   auto process = Process::create(arguments);
   if (!process.ok()) {
-    put(stderr, fmt::format("towline run: {}\n", base::to_string(process.error())));
+    base::say_on_error(fmt::format("towline run: {}\n", base::to_string(process.error())));
     return 1;
   }
   return process.value()->run();

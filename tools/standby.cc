@@ -18,7 +18,6 @@
 #include "base/log.h"
 #include "runtime/source_driver.h"
 #include "runtime/standby_process.h"
-#include "tools/output.h"
 
 namespace towline::tools {
 namespace {
@@ -261,10 +260,9 @@ void Standby::keep_elsewhere() {
   if (kept.ok()) {
     base::log(LogLevel::kInfo, "page_server.stored descriptors={}", all.size());
   } else {
-    base::log(LogLevel::kWarning,
-              "page_server.not_stored: while this process has what nobody else has, it refuses to "
-              "end. reason={}",
-              base::to_string(kept.error()));
+    base::log(LogLevel::kWarning, "page_server.not_stored reason={} so={}",
+              base::to_string(kept.error()),
+              "while this process has what nobody else has, it refuses to end");
   }
 }
 
@@ -386,12 +384,13 @@ Outcome Standby::become_source(const StandbyLedger::Words& words) {
 }
 
 void Standby::hold_parked() {
-  base::log(LogLevel::kError,
-            "page_server.keeps_the_guest: the source's process {} ended when the guest was parked, "
-            "and no target runs it: none had the order, or it said that it never will, or its user "
-            "vouches for it. Its memory and state are whole, and here alone: 'migrate' brings it "
-            "to a new target",
-            session_->source);
+  base::log_owner(
+      LogLevel::kError, "page_server.keeps_the_guest source={} reason={} remedy={}",
+      session_->source,
+      "that process ended when the guest was parked, and no target runs it: none had the "
+      "order, or it said that it never will, or its user vouches for it; memory and state "
+      "are whole, and here alone",
+      "'migrate' brings it to a new target");
 }
 
 StatusTap::Also Standby::tell_loop() {
@@ -410,17 +409,15 @@ void Standby::on_status(MigrationStatus status) {
 }
 
 void Standby::finish() {
-  put(stdout,
-      fmt::format("moved: the target has all of the guest's memory; its source, process {}, ended "
-                  "on the way\n",
-                  session_->source));
-  [[maybe_unused]] const bool heard = output_is_written();
+  base::say_on_output(fmt::format(
+      "moved: the target has all of the guest's memory; its source, process {}, ended on the way\n",
+      session_->source));
   forget("the target has all of the guest's memory");
 }
 
 void Standby::forget(const std::string& why) {
   if (!why.empty()) {
-    base::log(LogLevel::kInfo, "page_server.forgets: {}", why);
+    base::log(LogLevel::kInfo, "page_server.forgets reason={}", why);
   }
   parts_.monitor.forget_migration();
   parts_.guest.hold(nullptr, false);

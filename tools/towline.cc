@@ -4,6 +4,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/last_words.h"
 #include "tools/arguments.h"
 #include "tools/migrate.h"
 #include "tools/page_server.h"
@@ -41,6 +42,7 @@ int start(const PageServerArguments& arguments) {
 int main(int argc, char** argv) {
   using namespace towline::tools;  // NOLINT(google-build-using-namespace): main() is theirs.
   std::signal(SIGPIPE, SIG_IGN);   // Who reads what is said may leave; the move goes on.
+  towline::base::install_terminate_handler();
   const auto arguments = parse_arguments({argv + 1, argv + argc});
   if (!arguments.ok()) {
     std::fputs(arguments.error().text.c_str(), arguments.error().code == 0 ? stdout : stderr);

@@ -63,6 +63,19 @@ base::Expected<base::OwnedFd> listen_at(const std::string& path) {
   return fd;
 }
 
+/// Standard output of a terminal or a pipe, opened again: non-blocking, which is a property of the
+/// open file, and the one that was inherited is shared with others. Of these, too: a terminal takes
+/// a part of what is written and waits for the rest to be read, and others fill a pipe between
+/// poll() and write(). Not valid where it cannot be had: then what is inherited is used as it is.
+base::OwnedFd own_output() {
+  struct stat about {};
+
+  const bool may_block =
+      ::fstat(STDOUT_FILENO, &about) == 0 && (S_ISFIFO(about.st_mode) || S_ISCHR(about.st_mode));
+  return base::OwnedFd(
+      may_block ? ::open("/proc/self/fd/1", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : -1);
+}
+
 }  // namespace
 
 base::Expected<std::unique_ptr<Console>> Console::open(const std::string& where) {
@@ -73,6 +86,7 @@ base::Expected<std::unique_ptr<Console>> Console::open(const std::string& where)
     console.reset(new Console(Kind::kNone));
   } else if (text == "stdio") {
     console.reset(new Console(Kind::kStdio));
+    console->output_ = own_output();
   } else if (text.starts_with("file:")) {
     console.reset(new Console(Kind::kFile));
     const std::string path = after("file:");
@@ -153,7 +167,7 @@ int Console::out_fd() const {
     case Kind::kNone:
       return -1;
     case Kind::kStdio:
-      return STDOUT_FILENO;
+      return output_.valid() ? output_.get() : STDOUT_FILENO;
     case Kind::kFile:
       return file_.get();
     case Kind::kUnix:

@@ -69,6 +69,7 @@ class Console {
 
   const Kind kind_;
   base::OwnedFd file_;
+  base::OwnedFd output_;  // Of stdio, an open file of our own where that can be had.
   base::OwnedFd listener_;
   std::string socket_path_;
   base::OwnedFd wake_;

@@ -1,10 +1,11 @@
 #include "vmm/memory_error.h"
 
 #include <signal.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <string_view>
+
+#include "base/last_words.h"
 
 namespace towline::vmm {
 namespace {
@@ -24,8 +25,7 @@ void on_bus_error(int signal, siginfo_t* info, void* /*context*/) {
   if (info->si_code == BUS_MCEERR_AO) {
     return;  // Somewhere in this process, for whoever wants to know early.
   }
-  [[maybe_unused]] const ssize_t said =
-      ::write(STDERR_FILENO, kLastWords.data(), kLastWords.size());
+  base::say_last_words(kLastWords);
   ::signal(signal, SIG_DFL);  // The access is repeated, and ends the process.
 }
 

@@ -89,7 +89,7 @@ class ByItself(RecoveryCase):
         self.finish()
         self.never_paused()
         for machine in (self.source, self.target):
-            for lane in ("'the urgent lane'", "'bulk lane 0'", "'bulk lane 1'"):
+            for lane in ('"the urgent lane"', '"bulk lane 0"', '"bulk lane 1"'):
                 machine.err.wait_for(lambda line, lane=lane: 'lane.replaced' in line
                                      and lane in line, lane)
 

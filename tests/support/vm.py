@@ -68,15 +68,19 @@ class Process:
         return self._process.poll() is None
 
     def wait(self, limit=None):
-        """The exit status; negative: the signal that ended it."""
-        try:
-            status = self._process.wait(limit or waiting.LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise waiting.NeverHappened(f'{self.name} does not end; it said:\n{self.err.text()}') \
-                from None
+        """The exit status; negative: the signal that ended it. All of its output has been read."""
+        status = self.wait_status(limit)
         self.out.join()
         self.err.join()
         return status
+
+    def wait_status(self, limit=None):
+        """As wait(), but its output may be read later, or never."""
+        try:
+            return self._process.wait(limit or waiting.LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise waiting.NeverHappened(f'{self.name} does not end; it said:\n{self.err.text()}') \
+                from None
 
     def signal(self, number):
         self._process.send_signal(number)

@@ -1,5 +1,6 @@
 """Waiting for things to happen, with an outer limit that only a hang reaches."""
 import os
+import select
 import threading
 import time
 
@@ -23,7 +24,11 @@ def until(condition, what, limit=None, pause=0.02):
 
 
 class Lines:
-    """Collects the lines of a pipe on a thread of its own, and wakes who waits for one."""
+    """Collects the lines of a pipe on a thread of its own, and wakes who waits for one.
+
+    stop() is a reader that stopped: a paused terminal, a journal that stalls. The pipe is full from
+    then on, until go_on().
+    """
 
     def __init__(self, stream, log_path):
         self._stream = stream
@@ -32,12 +37,26 @@ class Lines:
         self._lines = []
         self._raw = bytearray()
         self._ended = False
+        self._may_read = threading.Event()
+        self._may_read.set()
+        self._stopped = threading.Event()
+        self._wake = os.pipe()
         self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
 
+    def _next(self):
+        """What is there to read, once there is something and it may be read."""
+        while True:
+            select.select([self._stream, self._wake[0]], [], [])
+            if self._may_read.is_set():
+                return os.read(self._stream.fileno(), 65536)
+            self._stopped.set()
+            self._may_read.wait()
+            os.read(self._wake[0], 1)
+
     def _collect(self):
         rest = b''
-        while chunk := os.read(self._stream.fileno(), 65536):
+        while chunk := self._next():
             self._log.write(chunk)
             self._log.flush()
             *whole, rest = (rest + chunk).split(b'\n')
@@ -54,6 +73,26 @@ class Lines:
     def _add(self, lines):
         self._lines += [line.decode(errors='replace').rstrip('\r') for line in lines]
         self._changed.notify_all()
+
+    def stop(self):
+        """Reads no more, and fills the pipe: whoever writes into it waits from now on."""
+        self._may_read.clear()
+        os.write(self._wake[1], b'.')
+        self._stopped.wait()
+        # An open file of our own: what is set here is not set for those who inherited the other.
+        filler = os.open(f'/proc/self/fd/{self._stream.fileno()}', os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            for junk in (b'\n' * 4096, b'\n'):
+                while True:
+                    os.write(filler, junk)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(filler)
+
+    def go_on(self):
+        self._stopped.clear()
+        self._may_read.set()
 
     def raw(self):
         """Every byte so far, half lines included."""

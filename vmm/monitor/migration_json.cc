@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "vmm/monitor/arguments.h"
 
 namespace towline::monitor {
@@ -96,6 +97,16 @@ Json source_loss_json(const MigrationReport& report) {
   return json;
 }
 
+/// What standard error may not have told anybody.
+Json log_json() {
+  Json lines = Json::array();
+  for (const base::KeptLine& line : base::kept_log_lines()) {
+    lines.add(Json::object(
+        {{"time", line.time}, {"level", base::to_string(line.level)}, {"text", line.text}}));
+  }
+  return lines;
+}
+
 Json own_json(const RoleReport& latest) {
   const MigrationReport& report = latest.report;
   const bool target = latest.role == Role::kTarget;
@@ -131,6 +142,8 @@ Json own_json(const RoleReport& latest) {
     own.set("faults", faults_json(report.faults));
     own.set("source-loss", source_loss_json(report));
   }
+  own.set("log", log_json());
+  own.set("log-dropped", base::dropped_log_lines());
   return own;
 }
 

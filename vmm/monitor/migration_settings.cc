@@ -319,8 +319,8 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
   } else if (!change.state) {
     // The same, and not true. A refusal would stop them for nothing; query-migrate-capabilities
     // keeps telling the truth.
-    base::log(base::LogLevel::kWarning,
-              "migration.capability name=return-path state=off: it stays on, always in effect");
+    base::log(base::LogLevel::kWarning, "migration.capability name=return-path state=off reason={}",
+              "it stays on, always in effect");
   }
   return base::Done{};
 }

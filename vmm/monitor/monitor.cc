@@ -80,22 +80,16 @@ base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
 void Monitor::on_signal(const char* name) {
   if (const auto danger = migration_.danger_of_ending()) {
     // However often it comes: who presses Ctrl-C once more does so from habit.
-    if (first_qmp_.empty()) {
-      base::log(
-          base::LogLevel::kError,
-          "monitor.signal_refused signal={}: {}; no signal ends this process meanwhile, and it "
-          "was given no control socket (--qmp)",
-          name, *danger);
-    } else {
-      base::log(base::LogLevel::kError,
-                "monitor.signal_refused signal={}: {}; no signal ends this process meanwhile; to "
-                "give the guest up: towline qmp {} quit x-force=true",
-                name, *danger, first_qmp_);
-    }
+    base::log_owner(
+        base::LogLevel::kError, "monitor.signal_refused signal={} reason={} remedy={}", name,
+        *danger + "; no signal ends this process meanwhile",
+        first_qmp_.empty()
+            ? "none: it was given no control socket (--qmp)"
+            : fmt::format("to give the guest up: towline qmp {} quit x-force=true", first_qmp_));
     return;
   }
   if (const auto ended = end(false, host_shutdown("host-signal")); !ended.ok()) {
-    base::log(base::LogLevel::kError, "monitor.signal_refused signal={}: {}", name,
+    base::log(base::LogLevel::kError, "monitor.signal_refused signal={} reason={}", name,
               ended.error().detail);
   }
 }
@@ -110,13 +104,14 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
     return refuse(fmt::format("Refused: {}, or force it with \"x-force\": true", *danger));
   }
   if (danger) {
-    base::log(base::LogLevel::kError, "monitor.forced_end: {}", *danger);
+    base::log(base::LogLevel::kError, "monitor.forced_end reason={}", *danger);
   }
   // What a page server goes on with is left as it is: its target shall not be told of an end.
   const bool left = migration_.may_be_left();
   const bool forced = left || (force && (danger || migration_.in_progress()));
   if (left) {
-    base::log(base::LogLevel::kWarning, "monitor.left: the page server goes on with the migration");
+    base::log(base::LogLevel::kWarning, "monitor.left reason={}",
+              "the page server goes on with the migration");
   }
   if (migration_.can_be_cancelled() && !forced) {
     // Its threads are joined when it is settled; and the target is told instead of left alone.
@@ -173,7 +168,7 @@ void Monitor::end_if_failed(MigrationStatus status) {
     return;
   }
   const auto latest = migration_.report();
-  base::log(base::LogLevel::kError, "migration.incoming_failed: {}",
+  base::log(base::LogLevel::kError, "migration.incoming_failed reason={}",
             latest ? latest->report.error : "no reason known");
   if (!ending_) {
     ending_ = Ending{Exit{1, false}, Json()};
@@ -229,7 +224,7 @@ void Monitor::on_shutdown(vmm::ShutdownCause cause) {
 }
 
 void Monitor::on_failure(const std::string& reason) {
-  base::log(base::LogLevel::kError, "guest.failed: {}", reason);
+  base::log(base::LogLevel::kError, "guest.failed reason={}", reason);
 }
 
 }  // namespace towline::monitor

@@ -139,9 +139,8 @@ class QmpServer::Client {
     queue_ += line;
     flush();
     if (queue_.size() > kMaxQueuedBytes) {
-      base::log(base::LogLevel::kWarning,
-                "qmp.client_dropped socket={} unread_bytes={}: it does not read its answers",
-                listener_.path, queue_.size());
+      base::log(base::LogLevel::kWarning, "qmp.client_dropped socket={} unread_bytes={} reason={}",
+                listener_.path, queue_.size(), "it does not read its answers");
       dead_ = true;
     }
   }

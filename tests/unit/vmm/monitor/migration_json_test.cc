@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include "base/log.h"
 #include "tests/unit/vmm/monitor/fakes.h"
 
 namespace towline::monitor {
@@ -49,6 +50,21 @@ TEST_CASE("every field of QEMU's ram statistics is there, under its name") {
   CHECK(whole_of(answer, "expected-downtime") == 300);
   CHECK(answer.find("downtime") == nullptr);
   CHECK(answer.find("error-desc") == nullptr);
+}
+
+TEST_CASE("the last lines about the guest's owner are in the answer, whatever the log's level") {
+  base::log_owner(base::LogLevel::kDebug, "test.owner is={}", "the \"target\"");
+  const Json answer = query_migrate_json(source(MigrationStatus::kActive));
+  const Json* own = answer.find("x-towline");
+  REQUIRE(own != nullptr);
+  const Json* lines = own->find("log");
+  REQUIRE(lines != nullptr);
+  REQUIRE_FALSE(lines->items()->empty());
+  const Json& last = lines->items()->back();
+  CHECK(text_of(last, "text") == R"(test.owner is="the \"target\"")");
+  CHECK(text_of(last, "level") == "debug");
+  CHECK(text_of(last, "time").ends_with('Z'));
+  CHECK(own->find("log-dropped")->number().has_value());
 }
 
 TEST_CASE("the statistics stay after every end, and a failure says why") {
