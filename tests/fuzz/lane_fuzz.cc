@@ -4,49 +4,21 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
 
 #include "base/ensure.h"
 #include "base/fd.h"
-#include "runtime/crc32c.h"
 #include "runtime/lane.h"
 #include "runtime/wire/frame_rules.h"
+#include "tests/fuzz/frames.h"
 
 namespace base = towline::base;
 namespace runtime = towline::runtime;
 namespace wire = towline::runtime::wire;
 
 namespace {
-
-void put_number(std::vector<std::byte>& bytes, std::size_t at, std::uint32_t value) {
-  for (std::size_t i = 0; i < 4; ++i) {
-    bytes[at + i] = static_cast<std::byte>((value >> (8 * i)) & 0xffU);
-  }
-}
-
-std::uint32_t number_at(std::span<const std::byte> bytes, std::size_t at) {
-  std::uint32_t value = 0;
-  for (std::size_t i = 0; i < 4; ++i) {
-    value |= std::to_integer<std::uint32_t>(bytes[at + i]) << (8 * i);
-  }
-  return value;
-}
-
-void set_right(std::vector<std::byte>& bytes) {
-  for (std::size_t at = 0; bytes.size() - at >= wire::kHeaderBytes;) {
-    const std::size_t behind = at + wire::kHeaderBytes;
-    const std::size_t length =
-        std::min<std::size_t>(number_at(bytes, at + wire::kOffsetLength), bytes.size() - behind);
-    const auto payload = std::span(bytes).subspan(behind, length);
-    put_number(bytes, at + wire::kOffsetPayloadCrc, length == 0 ? 0 : runtime::crc32c(payload));
-    put_number(bytes, at + wire::kOffsetHeaderCrc,
-               runtime::crc32c(std::span(bytes).subspan(at, wire::kOffsetHeaderCrc)));
-    at = behind + length;
-  }
-}
 
 void read_all(const std::vector<std::byte>& bytes, wire::LaneRole role, wire::Direction way) {
   std::array<int, 2> ends{};
@@ -82,7 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto input = std::as_bytes(std::span(data + 1, size - 1));
   std::vector<std::byte> bytes(input.begin(), input.end());
   read_all(bytes, role, way);
-  set_right(bytes);
+  towline::fuzz::set_checksums(bytes);
   read_all(bytes, role, way);
   return 0;
 }

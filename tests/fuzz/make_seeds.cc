@@ -228,6 +228,44 @@ void make_lanes(const fs::path& root) {
   corpus.add("nothing", {std::byte{0}});
 }
 
+void add_frame(Bytes& stream, wire::FrameHeader header, std::size_t payload) {
+  header.length = static_cast<std::uint32_t>(payload);
+  const wire::HeaderBytes head = wire::encode_header(header);
+  stream.insert(stream.end(), head.begin(), head.end());
+  stream.resize(stream.size() + payload, std::byte{7});
+}
+
+// One byte for lane and time (1: urgent, 2: after the switch), one for how often there is no room.
+void make_target_lanes(const fs::path& root) {
+  using wire::FrameType;
+  const Corpus corpus(root / "target_lanes");
+  for (const unsigned lane : {0U, 1U, 2U, 3U}) {
+    const bool after = (lane & 2U) != 0;
+    const std::uint32_t round = after ? wire::kPostcopyRound : 1;
+    Bytes stream{static_cast<std::byte>(lane), std::byte{0}};
+    add_frame(stream, {.type = FrameType::kPages, .first = 2, .count = 2, .round = round}, 8192);
+    add_frame(stream, {.type = FrameType::kZeros, .first = 1, .count = 9, .round = round}, 0);
+    add_frame(stream, {.type = FrameType::kPages, .first = 3, .count = 1, .round = round}, 4096);
+    add_frame(stream,
+              {.type = FrameType::kPages,
+               .flags = static_cast<std::uint16_t>(after ? wire::kFlagDemanded : 0),
+               .first = 70,
+               .count = 1,
+               .round = round},
+              4096);
+    if ((lane & 1U) == 0) {
+      add_frame(stream, {.type = FrameType::kMarker, .round = round}, 0);
+    }
+    const std::string name = "lane-" + std::to_string(lane);
+    corpus.add(name, stream);
+    corpus.add_damaged(name + "-no-room", stream, [](Bytes& bad) { bad[1] = std::byte{2}; });
+    corpus.add_damaged(name + "-across", stream, [](Bytes& bad) {
+      bad[2 + wire::kOffsetFirst] = std::byte{63};  // Half in one region, half in the next.
+    });
+    corpus.add_damaged(name + "-cut", stream, [](Bytes& bad) { bad.pop_back(); });
+  }
+}
+
 void make_handovers(const fs::path& root) {
   const Corpus corpus(root / "handover");
   Bytes offer{std::byte{2}};  // Descriptors.
@@ -313,6 +351,7 @@ int main(int argc, char** argv) {
   make_standby_records(root);
   make_descriptions(root);
   make_lanes(root);
+  make_target_lanes(root);
   make_handovers(root);
   make_ledgers(root);
   make_page_tables(root);
