@@ -2,6 +2,9 @@
 // kind of damage. Existing files stay as they are.
 //
 //   make_seeds tests/fuzz/corpus
+#include <unistd.h>
+
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -10,8 +13,11 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/description.h"
+#include "runtime/standby_ledger.h"
 #include "runtime/standby_record.h"
 #include "runtime/wire/codec.h"
+#include "runtime/wire/frame_rules.h"
 #include "tests/support/sample_frames.h"
 
 namespace {
@@ -164,6 +170,172 @@ void make_standby_records(const fs::path& root) {
   corpus.add("empty", {});
 }
 
+Bytes description(const std::function<void(towline::runtime::Description&)>& change) {
+  towline::runtime::Description said;
+  said.bulk_lanes = 2;
+  said.secret.resize(32);
+  said.regions.push_back({.name = "ram.low", .size = 1U << 20U, .page_size = 4096});
+  change(said);
+  const auto encoded = towline::runtime::encode_description(said);
+  return encoded.ok() ? encoded.value() : Bytes{};
+}
+
+void make_descriptions(const fs::path& root) {
+  const Corpus corpus(root / "description");
+  const Bytes good = description([](auto&) {});
+  corpus.add("good", good);
+  corpus.add("other-size", description([](auto& said) { said.regions[0].size = 8192; }));
+  corpus.add("no-lane", description([](auto& said) { said.bulk_lanes = 0; }));
+  corpus.add("many-lanes", description([](auto& said) { said.bulk_lanes = ~0ULL; }));
+  corpus.add("short-secret", description([](auto& said) { said.secret.resize(3); }));
+  corpus.add("no-regions", description([](auto& said) { said.regions.clear(); }));
+  corpus.add("half-page", description([](auto& said) { said.regions[0].size = 6000; }));
+  corpus.add("no-page", description([](auto& said) { said.regions[0].page_size = 0; }));
+  corpus.add_damaged("cut", good, [](Bytes& bad) { bad.resize(bad.size() / 2); });
+  corpus.add("empty", {});
+}
+
+// One byte for the lane (0 control, 1 urgent, 2 bulk) and the direction (4: to the source), then
+// the stream.
+void make_lanes(const fs::path& root) {
+  const Corpus corpus(root / "lane");
+  std::vector<Bytes> streams(8);
+  for (const towline::tests::SampleFrame& frame : towline::tests::sample_frames()) {
+    const wire::FrameRule* rule = wire::find_rule(frame.header.type);
+    for (unsigned lane = 0; lane < 3; ++lane) {
+      const unsigned way = rule->direction == wire::Direction::kToSource ? 4 : 0;
+      if (((rule->lanes >> lane) & 1U) == 0) {
+        continue;
+      }
+      Bytes& stream = streams[lane + way];
+      const wire::HeaderBytes head = wire::encode_header(frame.header);
+      stream.insert(stream.end(), head.begin(), head.end());
+      stream.insert(stream.end(), frame.payload.begin(), frame.payload.end());
+    }
+  }
+  for (unsigned which = 0; which < streams.size(); ++which) {
+    Bytes& stream = streams[which];
+    if (stream.empty()) {
+      continue;
+    }
+    stream.insert(stream.begin(), static_cast<std::byte>(which));
+    const std::string name = "stream-" + std::to_string(which);
+    corpus.add(name, stream);
+    corpus.add_damaged(name + "-cut", stream, [](Bytes& bad) { bad.pop_back(); });
+    corpus.add_damaged(name + "-length", stream,
+                       [](Bytes& bad) { fill(bad, 1 + wire::kOffsetLength, 4); });
+  }
+  corpus.add("nothing", {std::byte{0}});
+}
+
+void add_frame(Bytes& stream, wire::FrameHeader header, std::size_t payload) {
+  header.length = static_cast<std::uint32_t>(payload);
+  const wire::HeaderBytes head = wire::encode_header(header);
+  stream.insert(stream.end(), head.begin(), head.end());
+  stream.resize(stream.size() + payload, std::byte{7});
+}
+
+// One byte for lane and time (1: urgent, 2: after the switch), one for how often there is no room.
+void make_target_lanes(const fs::path& root) {
+  using wire::FrameType;
+  const Corpus corpus(root / "target_lanes");
+  for (const unsigned lane : {0U, 1U, 2U, 3U}) {
+    const bool after = (lane & 2U) != 0;
+    const std::uint32_t round = after ? wire::kPostcopyRound : 1;
+    Bytes stream{static_cast<std::byte>(lane), std::byte{0}};
+    add_frame(stream, {.type = FrameType::kPages, .first = 2, .count = 2, .round = round}, 8192);
+    add_frame(stream, {.type = FrameType::kZeros, .first = 1, .count = 9, .round = round}, 0);
+    add_frame(stream, {.type = FrameType::kPages, .first = 3, .count = 1, .round = round}, 4096);
+    add_frame(stream,
+              {.type = FrameType::kPages,
+               .flags = static_cast<std::uint16_t>(after ? wire::kFlagDemanded : 0),
+               .first = 70,
+               .count = 1,
+               .round = round},
+              4096);
+    if ((lane & 1U) == 0) {
+      add_frame(stream, {.type = FrameType::kMarker, .round = round}, 0);
+    }
+    const std::string name = "lane-" + std::to_string(lane);
+    corpus.add(name, stream);
+    corpus.add_damaged(name + "-no-room", stream, [](Bytes& bad) { bad[1] = std::byte{2}; });
+    corpus.add_damaged(name + "-across", stream, [](Bytes& bad) {
+      bad[2 + wire::kOffsetFirst] = std::byte{63};  // Half in one region, half in the next.
+    });
+    corpus.add_damaged(name + "-cut", stream, [](Bytes& bad) { bad.pop_back(); });
+  }
+}
+
+void make_handovers(const fs::path& root) {
+  const Corpus corpus(root / "handover");
+  Bytes offer{std::byte{2}};  // Descriptors.
+  put_number(offer, 0x3156484c57544c54);
+  put_number(offer, 1U | (1ULL << 32U));  // Version, files.
+  corpus.add("good", offer);
+  corpus.add_damaged("one-too-few", offer, [](Bytes& bad) { bad[0] = std::byte{1}; });
+  corpus.add_damaged("one-too-many", offer, [](Bytes& bad) { bad[0] = std::byte{3}; });
+  corpus.add_damaged("version", offer, [](Bytes& bad) { fill(bad, 9, 4); });
+  corpus.add_damaged("files", offer, [](Bytes& bad) { fill(bad, 13, 4); });
+  corpus.add_damaged("cut", offer, [](Bytes& bad) { bad.pop_back(); });
+  corpus.add_damaged("longer", offer, [](Bytes& bad) { bad.resize(2000); });
+  Bytes answer{std::byte{0}};
+  put_number(answer, 0x3156484c57544c54);
+  put_number(answer, 0);
+  put_number(answer, 4711);
+  for (const char letter : std::string("no room")) {
+    answer.push_back(static_cast<std::byte>(letter));
+  }
+  corpus.add("refusal", answer);
+  corpus.add("empty", {});
+}
+
+void make_ledgers(const fs::path& root) {
+  const Corpus corpus(root / "ledger");
+  const Bytes record = towline::runtime::encode_record(small_record()).value();
+  const auto made = towline::runtime::StandbyLedger::create(record, 1);
+  if (!made.ok() || !made.value().set_address("tcp:192.0.2.7:4444").ok()) {
+    return;
+  }
+  Bytes head(4096 + record.size());
+  if (::pread(made.value().fd(), head.data(), head.size(), 0) !=
+      static_cast<ssize_t>(head.size())) {
+    return;
+  }
+  corpus.add("good", head);
+  corpus.add_damaged("no-magic", head, [](Bytes& bad) { fill(bad, 0, 8); });
+  corpus.add_damaged("phase", head, [](Bytes& bad) { fill(bad, 8, 8); });
+  corpus.add_damaged("record-bytes", head, [](Bytes& bad) { fill(bad, 32, 8); });
+  corpus.add_damaged("state-bytes", head, [](Bytes& bad) { fill(bad, 40, 8); });
+  corpus.add_damaged("address-slot", head, [](Bytes& bad) { fill(bad, 88, 8); });
+  corpus.add_damaged("second-record", head, [](Bytes& bad) { bad[96] = std::byte{1}; });
+  corpus.add_damaged("address-bytes", head, [](Bytes& bad) { fill(bad, 1024, 8); });
+  corpus.add("empty", {});
+}
+
+// Twelve registers, then memory: page tables of four levels that lead to themselves.
+void make_page_tables(const fs::path& root) {
+  const Corpus corpus(root / "page_tables");
+  for (const std::uint64_t five_levels : {0ULL, 1ULL << 12U}) {
+    Bytes bytes;
+    const std::array<std::uint64_t, 12> registers{0x1234,      0x5678,    1U << 31U, 0x1000,
+                                                  five_levels, 1U << 10U, 0,         0,
+                                                  ~0ULL,       0x8000,    0x9000,    0x2000};
+    for (const std::uint64_t one : registers) {
+      put_number(bytes, one);
+    }
+    bytes.resize(bytes.size() + 0x1000);
+    for (int entry = 0; entry < 512; ++entry) {
+      put_number(bytes, 0x1000U | 1U);
+    }
+    corpus.add(five_levels == 0 ? "four-levels" : "five-levels", bytes);
+    corpus.add_damaged(five_levels == 0 ? "four-levels-far" : "five-levels-far", bytes,
+                       [](Bytes& bad) { fill(bad, 12 * 8 + 0x1000 + 1, 6); });
+  }
+  Bytes real_mode;
+  put_number(real_mode, 0xfff0);
+  corpus.add("real-mode", real_mode);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -177,5 +349,11 @@ int main(int argc, char** argv) {
   make_greetings(root, "hello_reply", towline::tests::sample_frame("hello-reply").payload);
   make_runs(root);
   make_standby_records(root);
+  make_descriptions(root);
+  make_lanes(root);
+  make_target_lanes(root);
+  make_handovers(root);
+  make_ledgers(root);
+  make_page_tables(root);
   return 0;
 }

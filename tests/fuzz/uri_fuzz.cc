@@ -1,14 +1,18 @@
-// An address as a user or a manager writes it.
+// An address as a user or a manager writes it, and a page server's.
 #include <cstdint>
 #include <string>
 
 #include "base/ensure.h"
 #include "runtime/options.h"
 
+using towline::runtime::PageServerChoice;
 using towline::runtime::Uri;
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto uri = Uri::parse(std::string(reinterpret_cast<const char*>(data), size));
+  const std::string words(reinterpret_cast<const char*>(data), size);
+  const auto server = PageServerChoice::parse(words);
+  ENSURE(server.ok() || !server.error().detail.empty(), "says what is wrong");
+  const auto uri = Uri::parse(words);
   if (!uri.ok()) {
     ENSURE(uri.error().detail.find("tcp:HOST:PORT") != std::string::npos, "names what is good");
     return 0;

@@ -123,6 +123,18 @@ class SizedFileSystem(PausingCase):
         self.completed()
         self.verdict()
 
+    def test_a_lane_that_is_replaced_while_it_fills_up_costs_a_pause_and_nothing_else(self):
+        # What is missing is told for the lane while the others give up pages: the map moves.
+        self.full_pair(72 * moves.MIB, 60 * moves.MIB)
+        broken = self.relay.on('bulk0', 'target', wire.PAGES, relay.Cut(), nth=30)
+        self.begin(x_towline_switch='immediate')
+        broken.wait()
+        self.target.qmp.wait_status('postcopy-paused')
+        self.assertEqual(self.target.qmp.run_state(), 'running')
+        self.make_room()
+        self.completed()
+        self.verdict()
+
     def waiting_pair(self, **parameters):
         """A move that waits for room before its switch."""
         self.full_pair(72 * moves.MIB, 60 * moves.MIB)

@@ -261,6 +261,7 @@ TEST_CASE("lanes beside each other, and demands beside them, send every page onc
     }
   });
   std::vector<base::NamedThread> lanes;
+  lanes.reserve(2);
   for (int i = 0; i < 2; ++i) {
     lanes.emplace_back("lane", [&] {
       while (const auto run = order->next(owed, kFrame)) {

@@ -143,6 +143,7 @@ TEST_CASE("what is told while pages come and are given up names each page at mos
   PageMap map(PageCount{kPages});
   std::atomic<bool> over{false};
   std::vector<base::NamedThread> bearers;
+  bearers.reserve(2);
   for (std::uint64_t number = 0; number < 2; ++number) {
     bearers.emplace_back("bearer", [&, number] {
       // Many claims at a time, so that the one who tells always meets some, and some of these end
