@@ -14,6 +14,9 @@
 namespace towline::base {
 namespace {
 
+/// A flush is waited for in steps: where the whole machine stalls, the writer loses one of them.
+constexpr std::chrono::milliseconds kStep{10};
+
 // 0, or the errno that ended it.
 int write_whole(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -46,8 +49,12 @@ class LineWriter::Shared : public std::enable_shared_from_this<Shared> {
 
   bool flush(Instant deadline) {
     const Lock lock(mutex_);
-    return changed_.wait_until(mutex_, deadline,
-                               [this]() UNDER_LOCK { return !writing_ && !queue_.ready(); });
+    bool done = false;
+    for (auto steps = (deadline - system_clock().now()) / kStep; !done && steps >= 0; --steps) {
+      done = changed_.wait_until(mutex_, system_clock().now() + kStep,
+                                 [this]() UNDER_LOCK { return !writing_ && !queue_.ready(); });
+    }
+    return done;
   }
 
   void end() {
