@@ -315,8 +315,8 @@ std::vector<BulkSender::Glance> BulkSender::glance() const {
   const base::Lock lock(lanes_mutex_);
   std::vector<Glance> seen;
   for (const Slot& slot : lanes_) {
-    seen.push_back(
-        Glance{slot.attempt, unacknowledged_for(slot.lane->fd()), has_ended(slot.lane->fd())});
+    seen.push_back(Glance{slot.attempt, unacknowledged_for(slot.lane->fd()), slot.lane->waits(),
+                          has_ended(slot.lane->fd())});
   }
   return seen;
 }

@@ -72,6 +72,7 @@ class BulkSender {
   struct Glance {
     std::uint32_t attempt = 0;
     std::optional<base::Duration> unacknowledged;  ///< As unacknowledged_for().
+    bool waits = false;  ///< All that was owed is sent, and the lane's last marker.
     bool ended = false;  ///< By the peer or the network; its thread may be waiting for its turn.
   };
 

@@ -20,7 +20,7 @@ void FrameBatch::add(wire::FrameHeader header, std::span<const std::byte> payloa
 }
 
 base::Outcome FrameBatch::send(Lane& lane) {
-  auto sent = lane.send_parts(std::exchange(parts_, {}));
+  auto sent = lane.send_parts(std::exchange(parts_, {}), heads_.size());
   heads_.clear();
   bytes_ = 0;
   pages_ = 0;

@@ -114,6 +114,19 @@ Mac lane_proof(std::span<const std::byte> secret, Prover prover, const wire::Hel
   return hmac_sha256(secret, message);
 }
 
+Mac hello_proof(std::span<const std::byte> secret, const wire::Hello& hello) {
+  std::vector<std::byte> message;
+  const auto word = bytes_of("towline hello");
+  message.insert(message.end(), word.begin(), word.end());
+  message.insert(message.end(), hello.id.begin(), hello.id.end());
+  append(message, hello.epoch);
+  append(message, hello.role);
+  append(message, hello.lane);
+  append(message, hello.attempt);
+  message.insert(message.end(), hello.nonce.begin(), hello.nonce.end());
+  return hmac_sha256(secret, message);
+}
+
 namespace {
 
 // The handshake on a lane that is connected.
@@ -129,6 +142,9 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
   hello.incarnation = identity.incarnation;
   hello.attempt = identity.attempt;
   random_bytes(hello.nonce);
+  if (hello.has_secret) {
+    hello.proof = hello_proof(identity.secret, hello);
+  }
   FrameHeader header;
   header.type = FrameType::kHello;
   TRY(lane.send(header, wire::encode_hello(hello)));
@@ -166,6 +182,9 @@ Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& option
     return shake_hands(*lane, target, identity, number);
   }());
   set_receive_timeout(lane->fd(), std::chrono::milliseconds(0));
+  if (role == wire::LaneRole::kControl && (reply.features & wire::kFeatureCountFrames) != 0) {
+    lane->count_frames();
+  }
   if (role == wire::LaneRole::kBulk) {
     tune_bulk(lane->fd());
   }
@@ -174,6 +193,7 @@ Expected<OpenedLane> open_lane(const Uri& target, const MigrationOptions& option
 
 Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOptions& options,
                                     const LaneIdentity& identity, std::uint32_t bulk_lanes,
+                                    const WaitingOn& waiting_on,
                                     const std::function<base::Outcome()>& meanwhile) {
   // The urgent lane is the first of them.
   std::vector<std::optional<Expected<OpenedLane>>> opened(1 + bulk_lanes);
@@ -181,9 +201,10 @@ Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOptions& o
   threads.reserve(opened.size());
   for (std::size_t i = 0; i < opened.size(); ++i) {
     threads.emplace_back("tl-open", [&, i] {
-      opened[i] = i == 0 ? open_lane(target, options, identity, wire::LaneRole::kUrgent, 0)
-                         : open_lane(target, options, identity, wire::LaneRole::kBulk,
-                                     static_cast<std::uint8_t>(i - 1));
+      opened[i] = i == 0
+                      ? open_lane(target, options, identity, wire::LaneRole::kUrgent, 0, waiting_on)
+                      : open_lane(target, options, identity, wire::LaneRole::kBulk,
+                                  static_cast<std::uint8_t>(i - 1), waiting_on);
     });
   }
   const auto done = meanwhile ? meanwhile() : base::Outcome(base::Done{});

@@ -19,7 +19,8 @@
 namespace towline::runtime {
 
 /// Features that this version knows; negotiated as the intersection.
-inline constexpr std::uint64_t kFeatures = wire::kFeatureReplaceLane | wire::kFeatureWaitForRoom;
+inline constexpr std::uint64_t kFeatures =
+    wire::kFeatureReplaceLane | wire::kFeatureWaitForRoom | wire::kFeatureCountFrames;
 
 /// Which end computes a proof: each proves itself with its own word, so that neither can be
 /// replayed as the other.
@@ -29,6 +30,11 @@ enum class Prover : std::uint8_t { kSource, kTarget };
 /// attempt behind it where it is not 0.
 Mac lane_proof(std::span<const std::byte> secret, Prover prover, const wire::Hello& hello,
                std::span<const std::byte> target_nonce);
+
+/// What a hello can prove by itself, before the target has said anything:
+/// HMAC-SHA256(secret, "towline hello" ‖ id ‖ epoch ‖ role ‖ lane ‖ attempt ‖ source's nonce). It
+/// earns a place among those who greet and nothing else, because it can be recorded and said again.
+Mac hello_proof(std::span<const std::byte> secret, const wire::Hello& hello);
 
 /// What all lanes of one migration have in common at the source.
 struct LaneIdentity {
@@ -63,11 +69,13 @@ struct DataLanes {
 };
 
 /// Source: opens the urgent lane and `bulk_lanes` bulk lanes at the same time, so that over a
-/// distance all of them cost the round trips of one. `meanwhile` runs in the caller's thread.
+/// distance all of them cost the round trips of one. `meanwhile` runs in the caller's thread;
+/// `waiting_on` is called from the threads of all of them.
 ///
 /// Errors: of `meanwhile`, or as open_lane(); then no lane is left open.
 base::Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOptions& options,
                                           const LaneIdentity& identity, std::uint32_t bulk_lanes,
+                                          const WaitingOn& waiting_on,
                                           const std::function<base::Outcome()>& meanwhile = {});
 
 /// Bytes of a text, for payloads.

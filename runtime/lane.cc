@@ -24,6 +24,11 @@ iovec part(std::span<const std::byte> bytes) {
   return iovec{.iov_base = const_cast<std::byte*>(bytes.data()), .iov_len = bytes.size()};
 }
 
+bool is_sign_of_life(wire::FrameType type) {
+  return type == wire::FrameType::kPing || type == wire::FrameType::kPong ||
+         type == wire::FrameType::kBeat;
+}
+
 // Drops the first `done` bytes from `parts`, beginning at `at`.
 void advance(std::vector<iovec>& parts, std::size_t& at, std::size_t done) {
   while (at < parts.size() && done >= parts[at].iov_len) {
@@ -39,27 +44,54 @@ void advance(std::vector<iovec>& parts, std::size_t& at, std::size_t done) {
 }  // namespace
 
 base::Outcome Lane::send(wire::FrameHeader header, std::span<const std::byte> payload) {
-  header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
-  const wire::HeaderBytes head = wire::encode_header(header);
-  return send_parts({part(head), part(payload)});
+  const base::Lock lock(send_mutex_);
+  return put_frame(header, payload);
 }
 
 base::Outcome Lane::send_if_idle(wire::FrameHeader header, std::span<const std::byte> payload) {
   if (!send_mutex_.try_lock()) {
     return base::Done{};
   }
-  header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
-  const wire::HeaderBytes head = wire::encode_header(header);
-  auto sent = put({part(head), part(payload)});
+  auto sent = put_frame(header, payload);
   send_mutex_.unlock();
   return sent;
 }
 
-base::Outcome Lane::send_parts(std::vector<iovec> parts) {
+base::Outcome Lane::send_parts(std::vector<iovec> parts, std::uint64_t frames) {
   const base::Lock lock(send_mutex_);
+  frames_sent_ += frames;
   return put(std::move(parts));
+}
+
+void Lane::count_frames() {
+  const base::Lock lock(send_mutex_);
+  frames_sent_ = 0;
+  frames_received_ = 0;
+  counts_ = true;
+}
+
+base::Outcome Lane::put_frame(wire::FrameHeader& header, std::span<const std::byte> payload) {
+  if (counts_ && is_sign_of_life(header.type)) {
+    header.first = frames_sent_;
+  }
+  ++frames_sent_;
+  header.length = static_cast<std::uint32_t>(payload.size());
+  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
+  const wire::HeaderBytes head = wire::encode_header(header);
+  return put({part(head), part(payload)});
+}
+
+base::Outcome Lane::check_count(const wire::FrameHeader& header) {
+  const std::uint64_t before = frames_received_++;
+  if (!counts_ || !is_sign_of_life(header.type) || header.first == before) {
+    return base::Done{};
+  }
+  lost_a_frame_ = true;
+  return fail(
+      ErrorKind::kCorrupt, "count frames",
+      fmt::format("a frame was lost on a link that lives: {} were sent on the {} lane before "
+                  "a {}, and {} arrived",
+                  header.first, wire::to_string(role_), wire::to_string(header.type), before));
 }
 
 base::Outcome Lane::put(std::vector<iovec> parts) {
@@ -92,7 +124,9 @@ base::Expected<bool> Lane::fill(std::size_t wanted) {
     buffer_.resize(std::max({buffer_.size(), wanted + wire::kHeaderBytes, kBufferBytes}));
   }
   while (end_ - begin_ < wanted) {
+    waits_ = true;
     const ssize_t got = ::recv(fd_.get(), buffer_.data() + end_, buffer_.size() - end_, 0);
+    waits_ = false;
     if (got > 0) {
       end_ += static_cast<std::size_t>(got);
       received_ += static_cast<std::uint64_t>(got);
@@ -119,7 +153,9 @@ base::Expected<std::optional<wire::FrameHeader>> Lane::receive_header() {
   }
   const std::span<const std::byte, wire::kHeaderBytes> bytes(&buffer_[begin_], wire::kHeaderBytes);
   begin_ += wire::kHeaderBytes;
-  return std::optional(TRY(wire::decode_header(bytes, role_, incoming_)));
+  const auto header = TRY(wire::decode_header(bytes, role_, incoming_));
+  TRY(check_count(header));
+  return std::optional(header);
 }
 
 base::Expected<std::span<const std::byte>> Lane::view_payload(const wire::FrameHeader& header) {

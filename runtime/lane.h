@@ -34,8 +34,22 @@ class Lane {
   /// signs of life, which what is being sent is as well.
   base::Outcome send_if_idle(wire::FrameHeader header, std::span<const std::byte> payload = {});
 
-  /// Sends `parts` as they are: frames that were encoded by the caller, in one flight.
-  base::Outcome send_parts(std::vector<iovec> parts);
+  /// Sends `parts` as they are: `frames` frames that were encoded by the caller, in one flight.
+  base::Outcome send_parts(std::vector<iovec> parts, std::uint64_t frames);
+
+  /// From here on every sign of life (ping, pong, beat) says how many frames were sent before it,
+  /// and one that arrives is refused, as corrupt, if another number came: the link lives, and a
+  /// frame was lost on it. Both ends begin with it behind the handshake, before any other thread
+  /// has the lane.
+  void count_frames();
+
+  [[nodiscard]] bool counts_frames() const { return counts_; }
+
+  /// The receive failed because a frame was lost, as count_frames() says.
+  [[nodiscard]] bool lost_a_frame() const { return lost_a_frame_; }
+
+  /// Its receiver is here, and nothing comes.
+  [[nodiscard]] bool waits() const { return waits_; }
 
   /// The next frame's header; nullopt when the peer closed between frames.
   ///
@@ -62,6 +76,9 @@ class Lane {
 
  private:
   base::Outcome put(std::vector<iovec> parts) REQUIRES(send_mutex_);
+  base::Outcome put_frame(wire::FrameHeader& header, std::span<const std::byte> payload)
+      REQUIRES(send_mutex_);
+  base::Outcome check_count(const wire::FrameHeader& header);
 
   // Receives until `wanted` bytes are in the buffer; false: the peer closed before the first.
   base::Expected<bool> fill(std::size_t wanted);
@@ -75,6 +92,11 @@ class Lane {
   std::vector<std::byte> buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
+  std::atomic<bool> counts_{false};
+  std::uint64_t frames_sent_ GUARDED_BY(send_mutex_) = 0;
+  std::uint64_t frames_received_ = 0;  // The receiving thread's own.
+  std::atomic<bool> lost_a_frame_{false};
+  std::atomic<bool> waits_{false};
   std::atomic<std::uint64_t> sent_{0};
   std::atomic<std::uint64_t> received_{0};
 };

@@ -27,13 +27,18 @@ struct Admission {
   std::string refusal;            ///< Not empty: the connection is told this and closed.
   std::vector<std::byte> secret;  ///< Not empty: the connection must prove that it knows this.
   wire::TargetPhase phase = wire::TargetPhase::kNone;
+  /// The source speaks first on this lane: it is delivered when it does, so that whoever is let in
+  /// without a proof and then says nothing keeps nobody else out.
+  bool speaks_first = false;
 };
 
 /// Accepts connections at the target and takes them through the handshake; only proven ones reach
 /// the driver. Everything runs on one event-loop thread, "tl-listen", and nothing there blocks.
 ///
 /// Unproven connections are bounded in number (the oldest gives way), in bytes (one frame of 256)
-/// and in time (the handshake timeout), so that strangers cost little and block nobody.
+/// and in time (the handshake timeout), so that strangers cost little. A hello that proves the
+/// secret has a place of its own, one for each lane, which no stranger can take. What strangers did
+/// is told in one line now and then, with counts, however many they are.
 class Listener {
  public:
   /// Called on the listener's thread. `admit` looks at a greeting; `deliver` takes a proven lane
@@ -77,6 +82,17 @@ class Listener {
   class Connection;
   friend class Connection;
 
+  /// How a connection ended that did not become a lane.
+  enum class Stranger : std::uint8_t {
+    kGarbage,      ///< What it said is no greeting.
+    kWrongSecret,  ///< It said that it knows the secret, and does not.
+    kRefused,      ///< It greeted, and is not wanted.
+    kSilent,       ///< Its time was over.
+    kGone,         ///< It closed.
+    kCrowdedOut,   ///< It gave its place to another one.
+  };
+  static constexpr std::size_t kStrangers = 6;
+
   /// One address.
   struct Socket {
     Uri at;
@@ -86,10 +102,16 @@ class Listener {
   };
 
   Listener() = default;
-  void accept_one(Socket& socket);
+  void accept_some(Socket& socket);
+  bool accept_one(Socket& socket);
+  void out_of_files(Socket& socket, int error);
   void watch(Socket& socket);
   void forget_last();
-  void drop(Connection* connection, bool stranger);
+  void give_own_place(Connection* connection);
+  void remove(Connection* connection);
+  void drop(Connection* connection, Stranger how);
+  void note(Stranger how);
+  void tell_strangers();
 
   mutable base::Mutex mutex_;
   std::vector<Uri> addresses_ GUARDED_BY(mutex_);  // Of all sockets, the newest last.
@@ -100,7 +122,12 @@ class Listener {
   std::unique_ptr<EventLoop> loop_;
   std::list<Socket> sockets_;  // Changed on the loop's thread once it runs.
   std::unique_ptr<EventLoop::Handle> deadline_;
-  std::list<std::unique_ptr<Connection>> connections_;
+  std::list<std::unique_ptr<Connection>> connections_;  // The oldest first.
+  std::list<std::unique_ptr<Connection>> proven_;       // By their hello; one for each lane.
+  std::array<std::uint64_t, kStrangers> untold_{};      // Since the last line about them.
+  std::string last_refusal_;
+  bool full_told_ = false;                      // Since the same line.
+  std::unique_ptr<EventLoop::Handle> telling_;  // Runs out when the next line may come.
   base::NamedThread thread_;
 };
 

@@ -70,6 +70,7 @@ struct PageServerReport {
 struct MigrationReport {
   MigrationStatus status = MigrationStatus::kNone;
   std::string error;      ///< Why it failed or paused; from the side that knew the cause.
+  std::string overdue;    ///< What was lost on a link that lived, and which answer it left out.
   std::string waits_for;  ///< Before the switch: what the target has no room for, and the remedy.
 
   std::chrono::milliseconds total_time{0};

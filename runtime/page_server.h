@@ -41,6 +41,9 @@ class PageServer {
   [[nodiscard]] std::uint64_t bytes_received() const { return lane_->bytes_received(); }
 
   /// For what the kernel knows of the connection.
+  /// Nothing is asked of it that it has not answered.
+  [[nodiscard]] bool waits() const { return lane_->waits(); }
+
   [[nodiscard]] int fd() const { return lane_->fd(); }
 
  private:

@@ -33,7 +33,9 @@ constexpr int kKeepIntervalSeconds = 2;
 constexpr int kKeepProbes = 3;
 // Guess: two of the largest post-copy frames.
 constexpr int kNotSentLowWater = 128 << 10;
-constexpr int kBacklog = 64;
+// The kernel's own bound (net.core.somaxconn) is below or equal: whoever knocks beside many others
+// is not turned away before anybody has looked.
+constexpr int kBacklog = 4096;
 
 using Addresses = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
 

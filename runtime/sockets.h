@@ -11,28 +11,31 @@
 /// Sockets as this project wants them: close-on-exec, tuned, with errors that name the address.
 namespace towline::runtime {
 
-/// Is given a descriptor while somebody else is waited for on it, and then -1: whoever wants an end
-/// of that shuts it down meanwhile (shutdown(2)).
-using WaitingOn = std::function<void(int)>;
+/// Is given a descriptor, with true, when somebody else is waited for on it, and with false when
+/// that is over: whoever wants an end of that shuts it down meanwhile (shutdown(2)).
+using WaitingOn = std::function<void(int, bool)>;
 
 /// Tells `waiting_on`, if there is one, of `fd` for as long as this lives: not longer than `fd`.
 class WaitingNote {
  public:
-  WaitingNote(const WaitingOn& waiting_on, int fd) : waiting_on_(waiting_on) { tell(fd); }
+  WaitingNote(const WaitingOn& waiting_on, int fd) : waiting_on_(waiting_on), fd_(fd) {
+    tell(true);
+  }
 
   WaitingNote(const WaitingNote&) = delete;
   WaitingNote& operator=(const WaitingNote&) = delete;
 
-  ~WaitingNote() { tell(-1); }
+  ~WaitingNote() { tell(false); }
 
  private:
-  void tell(int fd) const {
+  void tell(bool waits) const {
     if (waiting_on_) {
-      waiting_on_(fd);
+      waiting_on_(fd_, waits);
     }
   }
 
   const WaitingOn& waiting_on_;
+  const int fd_;
 };
 
 /// Connects within `timeout`; the result is blocking.

@@ -27,6 +27,9 @@ std::uint64_t read_u64(std::span<const std::byte> bytes, std::size_t at) {
 
 void SourceDriver::read_control(const std::shared_ptr<Lane>& lane) {
   const auto read = read_frames(*lane);
+  if (lane->lost_a_frame()) {
+    note_overdue(read.error().detail);
+  }
   lose(read.ok() ? base::Error{ErrorKind::kDisconnected, 0, "receive",
                                "the target closed the control lane"}
                  : read.error());
@@ -103,6 +106,7 @@ Outcome SourceDriver::on_frame(Lane& lane, const FrameHeader& header) {
       TRY(on_room(header, payload));
       break;
     case FrameType::kBeat:
+      inbox_.target_idle = lane.counts_frames() && header.round == wire::kBeatIdle;
       break;
     case FrameType::kResume:
     case FrameType::kHello:

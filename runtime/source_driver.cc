@@ -110,6 +110,9 @@ void SourceDriver::begin() {
 
 void SourceDriver::run() {
   move();
+  if (std::exchange(logging_, false)) {
+    rounds_->end();
+  }
   note_end();
 }
 
@@ -145,7 +148,7 @@ Outcome SourceDriver::migrate() {
 
 Outcome SourceDriver::open_control() {
   auto opened = TRY(open_lane(target_, options_, identity_, wire::LaneRole::kControl, 0,
-                              [this](int fd) { note_waiting_on(fd); }));
+                              [this](int fd, bool waits) { note_waiting_on(fd, waits); }));
   {
     const base::Lock lock(mutex_);
     control_ = std::move(opened.lane);
@@ -174,6 +177,10 @@ Outcome SourceDriver::measure_clock() {
     const std::uint64_t now = base::to_ns(clock_.now());
     FrameHeader header;
     header.type = FrameType::kPing;
+    {
+      const base::Lock lock(mutex_);
+      pings_ = ping;
+    }
     TRY(control_->send(header, std::as_bytes(std::span(&now, 1))));
     TRY(await_answer([this, ping]() UNDER_LOCK { return inbox_.pongs >= ping; }));
   }
@@ -185,8 +192,10 @@ Outcome SourceDriver::open_lanes() {
   watch_thread_ = base::NamedThread("tl-watch", [this] { watch(); });
   LaneIdentity proven = identity_;
   proven.secret = session_secret_;
-  auto opened = TRY(open_data_lanes(target_, options_, proven, options_.bulk_lanes,
-                                    [this] { return measure_clock(); }));
+  auto opened = TRY(open_data_lanes(
+      target_, options_, proven, options_.bulk_lanes,
+      [this](int fd, bool waits) { note_waiting_on(fd, waits); },
+      [this] { return measure_clock(); }));
   auto bulk = std::make_unique<BulkSender>(memory_, owed_, counters_, options_.max_bandwidth);
   for (auto& lane : opened.bulk) {
     bulk->add_lane(std::move(lane));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -128,6 +129,7 @@ class SourceDriver final : public Outgoing {
   base::Outcome await_comparison();
   base::Outcome go_on(const Attempt& attempt);
   base::Outcome open_lanes_again(const Uri& at);
+  [[nodiscard]] MigrationOptions patient() const;
   bool attempt_failed(const base::Error& reason) EXCLUDES(mutex_);
   void drop_epoch() EXCLUDES(mutex_);
   [[nodiscard]] SourceState state_now() const EXCLUDES(mutex_);
@@ -142,7 +144,7 @@ class SourceDriver final : public Outgoing {
                                                       std::chrono::milliseconds patience);
   base::Outcome put_in_place(LaneName lane, std::uint32_t attempt, std::unique_ptr<Lane> opened);
   void end_lane(LaneName lane);
-  void note_waiting_on(int fd) EXCLUDES(mutex_);
+  void note_waiting_on(int fd, bool waits) EXCLUDES(mutex_);
   void end_waiting() REQUIRES(mutex_);
   std::unique_ptr<PageServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
@@ -160,7 +162,14 @@ class SourceDriver final : public Outgoing {
   // tl-watch.
   struct Watches;
   void watch();
-  void judge(Watches& watches, Lane& control, const PageServer& server, const BulkSender& bulk);
+  void judge(Watches& watches, Lane& control, const PageServer* server, const BulkSender* bulk);
+  void judge_lanes(Watches& watches, const BulkSender& bulk, bool control_lives);
+  [[nodiscard]] std::optional<base::Duration> idle_together(Watches& watches, const Lane& control,
+                                                            const PageServer* server,
+                                                            const BulkSender* bulk);
+  void ping(Lane& control) const;
+  void note_overdue(const std::string& what) EXCLUDES(mutex_);
+  [[nodiscard]] std::string_view awaited() const REQUIRES(mutex_);
 
   void hear_the_target_out() EXCLUDES(mutex_);
   void read_to_the_end() EXCLUDES(mutex_);
@@ -218,6 +227,7 @@ class SourceDriver final : public Outgoing {
   SourceInbox inbox_ GUARDED_BY(mutex_);
   std::string error_ GUARDED_BY(mutex_);
   std::string attempt_error_ GUARDED_BY(mutex_);  // Why the last attempt to reconnect failed.
+  std::string overdue_ GUARDED_BY(mutex_);        // An answer that was lost, the last one.
   ClockOffset clock_offset_ GUARDED_BY(mutex_);
   base::Instant started_ GUARDED_BY(mutex_);
   base::Instant set_up_ GUARDED_BY(mutex_);
@@ -238,9 +248,10 @@ class SourceDriver final : public Outgoing {
   std::array<std::uint32_t, wire::kMaxBulkLanes> bulk_attempts_ GUARDED_BY(mutex_){};
   // What was owed before a recovery, until the target has said what it misses.
   std::optional<base::PageCount> left_before_ GUARDED_BY(mutex_);
-  int waits_on_ GUARDED_BY(mutex_) = -1;  // A lane that is being opened, by this thread alone.
+  std::set<int> waits_on_ GUARDED_BY(mutex_);  // Lanes that are being opened.
   std::uint64_t lanes_replaced_ GUARDED_BY(mutex_) = 0;
   bool flight_leaves_ GUARDED_BY(mutex_) = false;  // tl-source is sending the run order.
+  std::uint64_t pings_ GUARDED_BY(mutex_) = 0;     // Sent before the switch.
   bool watching_ GUARDED_BY(mutex_) = false;       // tl-watch looks at the lanes, without the lock.
 
   // The page server's share; both pointers are written by tl-source under mutex_. shared: the

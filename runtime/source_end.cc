@@ -96,10 +96,8 @@ void SourceDriver::end(const base::Error& reason) {
   if (rule.act == SourceAction::kResumeGuest) {
     resume_guest();
   }
-  if (logging_) {
-    rounds_->end();
-    logging_ = false;
-  }
+  // The log of the guest's writes is switched off when all is over: that takes as long as there is
+  // memory, and between a loss and the next attempt the guest waits.
   close_lanes();
   if (rule.to == SourceState::kCompleted) {
     note_over();

@@ -41,6 +41,7 @@ struct SourceInbox {
   bool cancel = false;
   bool switch_asked = false;
   std::uint64_t pongs = 0;
+  bool target_idle = false;  ///< Its last beat said that each of its receivers waits.
 
   // What the user asked for while the migration is paused.
   bool held = false;   ///< Paused by hand: goes on by hand.
@@ -59,6 +60,7 @@ struct SourceInbox {
     missing_pages = 0;
     broken.clear();
     missing_attempt = 0;
+    target_idle = false;
   }
 };
 

@@ -158,7 +158,7 @@ base::Expected<std::unique_ptr<Lane>> SourceDriver::open_in_place(
   options.connect_timeout = std::min(options_.connect_timeout, patience);
   options.handshake_timeout = std::min(options_.handshake_timeout, patience);
   auto opened = TRY(open_lane(target_, options, proven, broken.lane.role, broken.lane.number,
-                              [this](int fd) { note_waiting_on(fd); }));
+                              [this](int fd, bool waits) { note_waiting_on(fd, waits); }));
   if (broken.lane.role != LaneRole::kBulk) {
     return std::move(opened.lane);
   }
@@ -207,17 +207,21 @@ Outcome SourceDriver::put_in_place(LaneName lane, std::uint32_t attempt,
 }
 
 // A connection or a handshake that nobody wants any more does not keep this thread waiting.
-void SourceDriver::note_waiting_on(int fd) {
+void SourceDriver::note_waiting_on(int fd, bool waits) {
   const base::Lock lock(mutex_);
-  waits_on_ = fd;
+  if (!waits) {
+    waits_on_.erase(fd);
+    return;
+  }
+  waits_on_.insert(fd);
   if (!interrupted().ok() || inbox_.leave) {
     end_waiting();
   }
 }
 
 void SourceDriver::end_waiting() {
-  if (waits_on_ >= 0) {
-    ::shutdown(waits_on_, SHUT_RDWR);
+  for (const int fd : waits_on_) {
+    ::shutdown(fd, SHUT_RDWR);
   }
 }
 

@@ -86,6 +86,7 @@ MigrationReport SourceDriver::report() const {
   report.status = shown_;
   report.error =
       attempt_error_.empty() ? error_ : fmt::format("{}; last attempt: {}", error_, attempt_error_);
+  report.overdue = overdue_;
   if (before_order(state_) && !is_final(shown_)) {
     report.waits_for = inbox_.no_room.value_or("");
   }

@@ -126,7 +126,7 @@ base::Outcome SwitchFlight::send(Lane& control) {
     parts.push_back(iovec{.iov_base = part.head.data(), .iov_len = part.head.size()});
     parts.push_back(iovec{.iov_base = part.payload.data(), .iov_len = part.payload.size()});
   }
-  return control.send_parts(std::move(parts));
+  return control.send_parts(std::move(parts), parts_.size());
 }
 
 }  // namespace towline::runtime

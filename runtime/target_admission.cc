@@ -14,6 +14,7 @@ using base::ErrorKind;
 using base::fail;
 using base::LogLevel;
 using base::Outcome;
+using wire::FrameHeader;
 
 }  // namespace
 
@@ -40,6 +41,7 @@ Admission TargetDriver::admit(const wire::Hello& hello) {
 
 Admission TargetDriver::admit_control(const wire::Hello& hello) {
   Admission admission;
+  admission.speaks_first = true;  // Whoever describes a guest first has the place.
   if (control_taken_ || state_ != TargetState::kListening) {
     admission.refusal =
         fmt::format("the target is busy with another migration (it is '{}')", to_string(state_));
@@ -72,7 +74,12 @@ void TargetDriver::deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello)
     known = published_.load() != nullptr && hello.id == control_hello_.id;
     if (!known) {
       if (control_taken_ || state_ != TargetState::kListening) {
-        return;  // Two sources greeted at once; the first one has it.
+        // Two sources greeted at once; the first one has it.
+        FrameHeader refusal;
+        refusal.type = wire::FrameType::kRefuse;
+        [[maybe_unused]] const auto told =
+            lane->send(refusal, bytes_of("the target has taken another source meanwhile"));
+        return;
       }
       control_taken_ = true;
       control_hello_ = hello;

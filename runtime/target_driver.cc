@@ -388,6 +388,12 @@ void TargetDriver::end_of_control(const base::Error& reason) {
     never_ = never_ || drop;  // The tombstone, before anything is freed.
   }
   base::log(LogLevel::kInfo, "control.ended reason={}", base::to_string(cause));
+  if (control()->lost_a_frame()) {
+    note_overdue(drop ? "round-end" : "run", reason.detail);
+  }
+  if (drop && cause.kind == ErrorKind::kCorrupt) {
+    tell_never(cause);
+  }
   transfer_->lanes.finish_sending();
   if (cause.kind == ErrorKind::kCorrupt || drop) {
     transfer_->lanes.shutdown();
@@ -396,6 +402,15 @@ void TargetDriver::end_of_control(const base::Error& reason) {
   if (drop) {
     transfer_->lanes.join();  // Or a page that is being stored stays behind.
     transfer_->memory->discard();
+  }
+}
+
+// The guest runs at the source, or is parked there, and its user is to know why.
+void TargetDriver::tell_never(const base::Error& reason) {
+  const std::string words = base::to_string(reason);
+  const auto bounded = std::string_view(words).substr(0, wire::kMaxTextPayload);
+  if (!send(FrameType::kNever, bytes_of(bounded)).ok()) {
+    base::log_owner(LogLevel::kInfo, "never.unsent reason={}", "the source is gone");
   }
 }
 
@@ -433,8 +448,8 @@ void TargetDriver::on_lane_lost(const base::Error& reason) {
   if (!still_moving) {
     return;
   }
-  if (never && !send(FrameType::kNever, bytes_of(base::to_string(reason))).ok()) {
-    base::log_owner(LogLevel::kInfo, "never.unsent reason={}", "the source is gone");
+  if (never) {
+    tell_never(reason);
   }
   // The source notices, closes, and tl-control reads its lane to the end.
   ::shutdown(control()->fd(), reason.kind == ErrorKind::kCorrupt ? SHUT_RDWR : SHUT_WR);

@@ -135,6 +135,9 @@ class TargetDriver final : public Incoming {
   // tl-watch.
   void watch();
   bool judge(LinkWatch& link, LaneWatch& urgent, Lane& control);
+  void judge_markers();
+  void note_overdue(std::string_view awaited, const std::string& what) EXCLUDES(mutex_);
+  void tell_never(const base::Error& reason) EXCLUDES(mutex_);
 
   // On any thread of the migration.
   [[nodiscard]] base::Outcome memory_room() const;
@@ -166,6 +169,7 @@ class TargetDriver final : public Incoming {
   bool control_taken_ GUARDED_BY(mutex_) = false;
   bool never_ GUARDED_BY(mutex_) = false;
   std::string error_ GUARDED_BY(mutex_);
+  std::string overdue_ GUARDED_BY(mutex_);  // What was lost on a link that lives, the last time.
   std::string no_room_ GUARDED_BY(mutex_);  // Why pages of a pass wait. Empty: none does.
   std::optional<base::Error> lane_error_ GUARDED_BY(mutex_);
   std::vector<std::byte> encoded_state_ GUARDED_BY(mutex_);  // For tl-load.

@@ -202,7 +202,7 @@ void TargetLanes::ask(std::span<const PageIndex> pages) {
   }
   requests_sent_ += pages.size();
   // A failure is the lane's end, which its own thread reports.
-  if (!lane->send_parts(std::move(parts)).ok()) {
+  if (!lane->send_parts(std::move(parts), pages.size()).ok()) {
     base::log(base::LogLevel::kDebug, "request.unsent pages={}", pages.size());
   }
 }
@@ -229,12 +229,53 @@ Outcome TargetLanes::wait_for_markers(std::uint32_t pass) {
     return std::all_of(bulk_.begin(), bulk_.end(),
                        [&](const Slot& slot) { return slot.markers >= pass; });
   };
-  changed_.wait(mutex_, [&]() UNDER_LOCK { return lost_ || all_seen(); });
+  awaited_pass_ = pass;
+  changed_.wait(mutex_, [&]() UNDER_LOCK { return lost_ || !given_up_.empty() || all_seen(); });
+  awaited_pass_ = 0;
   // A lane that broke after its marker has delivered all of the pass: the order behind it counts.
+  if (!all_seen() && !given_up_.empty()) {
+    return fail(ErrorKind::kCorrupt, "wait for markers", given_up_);
+  }
   if (!all_seen()) {
     return fail(ErrorKind::kDisconnected, "wait for markers", "a lane broke during the pre-pass");
   }
   return base::Done{};
+}
+
+std::optional<TargetLanes::OverdueMarker> TargetLanes::overdue_marker(base::Instant now,
+                                                                      base::Duration interval) {
+  const base::Lock lock(mutex_);
+  const bool late = now - markers_looked_ > interval * 2;
+  markers_looked_ = now;
+  std::optional<OverdueMarker> longest;
+  for (Slot& slot : bulk_) {
+    if (awaited_pass_ == 0 || slot.lane == nullptr || slot.markers >= awaited_pass_) {
+      slot.silent_since = now;
+      continue;
+    }
+    const std::uint64_t bytes = slot.lane->bytes_received();
+    if (late || bytes != slot.bytes_seen || !slot.lane->waits()) {
+      slot.bytes_seen = bytes;
+      slot.silent_since = now;
+    }
+    const base::Duration silent = now - slot.silent_since;
+    if (!longest.has_value() || silent > longest->silent_for) {
+      longest = OverdueMarker{slot.name, awaited_pass_, silent};
+    }
+  }
+  return longest;
+}
+
+void TargetLanes::give_up_markers(const std::string& reason) {
+  const base::Lock lock(mutex_);
+  given_up_ = reason;
+  changed_.notify_all();
+}
+
+bool TargetLanes::all_wait() const {
+  const base::Lock lock(mutex_);
+  const auto waits = [](const Slot& slot) { return slot.lane != nullptr && slot.lane->waits(); };
+  return waits(urgent_) && std::all_of(bulk_.begin(), bulk_.end(), waits);
 }
 
 void TargetLanes::finish_sending() {

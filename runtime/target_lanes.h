@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/clock.h"
@@ -94,6 +95,24 @@ class TargetLanes {
   /// Errors: kDisconnected.
   base::Outcome wait_for_markers(std::uint32_t pass);
 
+  /// A marker that wait_for_markers() waits for, and the lane that is to bring it: its receiver
+  /// waits, and nothing has come for so long. A lane that waits for room, or is busy with what
+  /// came, is not silent. Call it every `interval`, from one thread: a late call proves nothing.
+  struct OverdueMarker {
+    LaneName lane;
+    std::uint32_t pass = 0;
+    base::Duration silent_for{};
+  };
+
+  [[nodiscard]] std::optional<OverdueMarker> overdue_marker(base::Instant now,
+                                                            base::Duration interval);
+
+  /// wait_for_markers() fails, for this reason.
+  void give_up_markers(const std::string& reason);
+
+  /// Every lane is there, and its receiver waits for more.
+  [[nodiscard]] bool all_wait() const;
+
   /// From here on pages of the time after the switch are accepted, and no others.
   void open_postcopy() { postcopy_ = true; }
 
@@ -128,6 +147,8 @@ class TargetLanes {
     std::uint32_t attempt = 0;                  // The latest that came. Under mutex_.
     std::optional<base::Instant> broken_since;  // Waits for a replacement. Under mutex_.
     std::optional<base::Error> ended_for;       // Ended by us alone. Under mutex_.
+    std::uint64_t bytes_seen = 0;               // By overdue_marker(). Under mutex_.
+    base::Instant silent_since{};               // As far as that knows. Under mutex_.
   };
 
   void renew(Slot& slot);
@@ -168,6 +189,9 @@ class TargetLanes {
   mutable base::Mutex mutex_;
   base::Condition changed_;
   bool lost_ GUARDED_BY(mutex_) = false;
+  std::uint32_t awaited_pass_ GUARDED_BY(mutex_) = 0;  // 0: no marker is waited for.
+  std::string given_up_ GUARDED_BY(mutex_);            // Why no marker is waited for any more.
+  base::Instant markers_looked_ GUARDED_BY(mutex_){};
   std::uint64_t epoch_ GUARDED_BY(mutex_);
   std::uint64_t bytes_of_past_lanes_ GUARDED_BY(mutex_) = 0;
   Slot urgent_;

@@ -215,7 +215,7 @@ Outcome TargetDriver::pause() {
   std::shared_ptr<Lane> lane;
   {
     const base::Lock lock(mutex_);
-    if (!has_the_state(state_) || link_ != Link::kTied) {
+    if (!has_the_state(state_) || link_ == Link::kLost) {
       return fail(ErrorKind::kRefused, "pause",
                   "migrate-pause is currently only supported during postcopy-active or "
                   "postcopy-recover state");

@@ -16,6 +16,7 @@ MigrationReport TargetDriver::report() const {
     const base::Lock lock(mutex_);
     report.status = shown_;
     report.error = error_;
+    report.overdue = overdue_;
     report.waits_for = state_ == TargetState::kReceiving ? no_room_ : "";
     report.epoch = control_hello_.epoch;
     report.recoveries = recoveries_;

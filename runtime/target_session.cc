@@ -135,7 +135,8 @@ bool shuts_out(TargetState state) {
 
 bool has_the_state(TargetState state) {
   return state == TargetState::kLoading || state == TargetState::kLoaded ||
-         state == TargetState::kRunning;
+         state == TargetState::kRunning || state == TargetState::kLoadedRecovering ||
+         state == TargetState::kRunningRecovering;
 }
 
 base::Expected<TargetRule> step(TargetState state, TargetEvent event) {

@@ -102,7 +102,8 @@ MigrationStatus status_of(TargetState state);
 /// The source was given up, or is being given up: whoever it is, it is not let in.
 [[nodiscard]] bool shuts_out(TargetState state);
 
-/// From the state's arrival to the end, on a link that holds: the order may be here.
+/// From the state's arrival to the end, on a link that holds or is being compared: the order may be
+/// here.
 [[nodiscard]] bool has_the_state(TargetState state);
 
 /// Takes one step. Pure. Errors: kCorrupt, naming state and event, when no rule lists it.

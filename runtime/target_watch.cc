@@ -1,6 +1,8 @@
 // Signs of life at the target: tl-watch.
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "base/log.h"
 #include "runtime/link_device.h"
 #include "runtime/target_driver.h"
@@ -30,11 +32,21 @@ void TargetDriver::watch() {
         return;
       }
       check_source_deadline();
-      if (!has_the_state(state_) || link_ != Link::kTied) {
+      // While both ends compare, too: where the source takes signs of life then.
+      const bool compares = link_ == Link::kComparing && control_->counts_frames();
+      const bool judges = has_the_state(state_) && (link_ == Link::kTied || compares);
+      if (judges) {
+        lane = control_;
+      } else {
         link.reset();
-        continue;
       }
-      lane = control_;
+    }
+    if (lane == nullptr) {
+      judge_markers();
+      continue;
+    }
+    {
+      const base::Lock lock(mutex_);
       if (!link.has_value() || epoch != control_hello_.epoch) {
         epoch = control_hello_.epoch;
         link.emplace(LinkWatch::Limits{.interval = options_.heartbeat,
@@ -88,8 +100,34 @@ bool TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control) {
   }
   FrameHeader beat;
   beat.type = FrameType::kBeat;
+  if (control.counts_frames() && lanes.all_wait()) {
+    beat.round = wire::kBeatIdle;
+  }
   [[maybe_unused]] const auto sent = control.send_if_idle(beat);
   return true;
+}
+
+// Before the switch: a pass's marker that does not come, though the source has said behind it that
+// the pass is over, and its lane brings nothing any more.
+void TargetDriver::judge_markers() {
+  const auto overdue = transfer_->lanes.overdue_marker(clock_.now(), options_.heartbeat);
+  if (!overdue.has_value() || overdue->silent_for < options_.frozen_patience) {
+    return;
+  }
+  const std::string what = fmt::format(
+      "{} brings nothing since {} ms, and the marker of pass {} is due on it",
+      to_string(overdue->lane),
+      std::chrono::duration_cast<std::chrono::milliseconds>(overdue->silent_for).count(),
+      overdue->pass);
+  note_overdue("marker", what);
+  transfer_->lanes.give_up_markers(what);
+}
+
+void TargetDriver::note_overdue(std::string_view awaited, const std::string& what) {
+  const base::Lock lock(mutex_);
+  overdue_ = fmt::format("{}: {}", awaited, what);
+  base::log(LogLevel::kWarning, "progress.overdue answer={} state={} reason='{}'", awaited,
+            to_string(state_), what);
 }
 
 }  // namespace towline::runtime

@@ -182,8 +182,8 @@ base::Expected<FrameHeader> decode_header(std::span<const std::byte, kHeaderByte
   return header;
 }
 
-std::array<std::byte, kHelloBytes> encode_hello(const Hello& hello) {
-  std::array<std::byte, kHelloBytes> bytes{};
+std::vector<std::byte> encode_hello(const Hello& hello) {
+  std::vector<std::byte> bytes(hello.proof.has_value() ? kProvenHelloBytes : kHelloBytes);
   Writer writer(bytes);
   writer.bytes(std::as_bytes(std::span(kMagic)));
   writer.number(hello.version_low);
@@ -198,6 +198,10 @@ std::array<std::byte, kHelloBytes> encode_hello(const Hello& hello) {
   writer.number(hello.incarnation);
   writer.bytes(hello.nonce);
   writer.number(hello.attempt);
+  if (hello.proof.has_value()) {
+    writer.skip(4);
+    writer.bytes(*hello.proof);
+  }
   return bytes;
 }
 
@@ -227,6 +231,14 @@ base::Expected<Hello> decode_hello(std::span<const std::byte> payload) {
   hello.incarnation = reader.number<std::uint64_t>();
   reader.bytes(hello.nonce);
   hello.attempt = reader.number<std::uint32_t>();
+  if (payload.size() >= kProvenHelloBytes) {
+    std::array<std::byte, kMacBytes> proof{};
+    Reader behind(payload.subspan(kHelloBytes));
+    behind.bytes(proof);
+    if (proof != std::array<std::byte, kMacBytes>{}) {
+      hello.proof = proof;
+    }
+  }
   return hello;
 }
 

@@ -27,7 +27,7 @@ HeaderBytes encode_header(const FrameHeader& header);
 base::Expected<FrameHeader> decode_header(std::span<const std::byte, kHeaderBytes> bytes,
                                           LaneRole lane, Direction direction);
 
-std::array<std::byte, kHelloBytes> encode_hello(const Hello& hello);
+std::vector<std::byte> encode_hello(const Hello& hello);
 /// Errors: kCorrupt (length, magic, role, lane number). A version range that does not meet ours is
 /// no error here: the listener answers it with both ranges.
 base::Expected<Hello> decode_hello(std::span<const std::byte> payload);

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 /// THE wire format. Meaning and worked bytes: docs/wire-format.md. Everything is little-endian.
@@ -87,7 +88,11 @@ enum class TargetPhase : std::uint8_t {
 enum Features : std::uint64_t {
   kFeatureReplaceLane = 1U << 0U,  ///< A lost data lane is replaced in its epoch.
   kFeatureWaitForRoom = 1U << 1U,  ///< A target without room for a pass's pages waits for it.
+  kFeatureCountFrames = 1U << 2U,  ///< Signs of life say how many frames were sent before them.
 };
+
+/// `round` of a beat, with kFeatureCountFrames: every receiver of the target waits for its lane.
+inline constexpr std::uint32_t kBeatIdle = 1;
 
 /// `round` of page frames sent after the switch; passes count from 1.
 inline constexpr std::uint32_t kPostcopyRound = 0xffffffffU;
@@ -154,6 +159,8 @@ struct Hello {
   std::uint64_t incarnation = 0;
   std::array<std::byte, kNonceBytes> nonce{};
   std::uint32_t attempt = 0;  ///< Urgent, bulk: 0, or grows with each that replaces a lost one.
+  /// Of the secret, as far as a greeting can prove it: a place that strangers do not take.
+  std::optional<std::array<std::byte, kMacBytes>> proof;
   bool operator==(const Hello&) const = default;
 };
 
@@ -170,6 +177,7 @@ struct HelloReply {
 
 /// Sizes on the wire, magic included.
 inline constexpr std::size_t kHelloBytes = 80;
+inline constexpr std::size_t kProvenHelloBytes = kHelloBytes + kMacBytes;
 inline constexpr std::size_t kHelloReplyBytes = 96;
 
 std::string_view to_string(FrameType type);

@@ -346,6 +346,11 @@ int main(int argc, char** argv) {
   const fs::path root(argv[1]);
   make_headers(root);
   make_greetings(root, "hello", towline::tests::sample_frame("hello").payload);
+  const Corpus greetings(root / "hello");
+  const Bytes proven = towline::tests::sample_frame("hello-proven").payload;
+  greetings.add("proven", proven);
+  greetings.add_damaged("proof-cut", proven, [](Bytes& bad) { bad.pop_back(); });
+  greetings.add_damaged("proof-of-ones", proven, [](Bytes& bad) { fill(bad, 80, 32); });
   make_greetings(root, "hello_reply", towline::tests::sample_frame("hello-reply").payload);
   make_runs(root);
   make_standby_records(root);

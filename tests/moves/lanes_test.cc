@@ -89,7 +89,7 @@ TEST_CASE("the lanes for pages greet all at once: one does not wait for another'
   bool meanwhile = false;
   const runtime::LaneIdentity identity;
   const runtime::MigrationOptions options;
-  const auto opened = runtime::open_data_lanes(target.at(), options, identity, kBulkLanes, [&] {
+  const auto opened = runtime::open_data_lanes(target.at(), options, identity, kBulkLanes, {}, [&] {
     greetings = target.take(1 + kBulkLanes);
     meanwhile = true;
     return base::Outcome(base::Done{});
@@ -114,7 +114,7 @@ TEST_CASE("one lane that is refused fails them all, and its reason is told") {
   const runtime::Uri gone = listening.value().at;
   listening.value().fd.reset();  // Nobody listens there any more.
   const auto opened = runtime::open_data_lanes(gone, runtime::MigrationOptions{},
-                                               runtime::LaneIdentity{}, kBulkLanes);
+                                               runtime::LaneIdentity{}, kBulkLanes, {});
   REQUIRE_FALSE(opened.ok());
   CHECK(base::to_string(opened.error()).find(gone.to_string()) != std::string::npos);
 }

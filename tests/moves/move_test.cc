@@ -645,6 +645,43 @@ TEST_CASE("a link that is lost while a lane is being replaced is tied again") {
   }
 }
 
+TEST_CASE("nothing that grows with memory is done between a loss and the link that is tied again") {
+  if (!can_serve_faults()) {
+    return;
+  }
+  auto options = slow_options();
+  options.switch_policy = runtime::SwitchPolicy::kAfterPass;  // With a pass the writes are logged.
+  Move move({}, options);
+  // What the move had reached when the log of the guest's writes was switched off, each time.
+  std::vector<std::pair<std::uint64_t, MigrationStatus>> ends;
+  const runtime::Outgoing* outgoing = nullptr;
+  move.source.dirty_log().when_it_ends([&] {
+    const auto report = outgoing->report();
+    ends.emplace_back(report.recoveries, report.status);
+  });
+  LaneProxy proxy(*move.incoming->report().listening);
+  auto started =
+      runtime::Outgoing::start(move.source, proxy.at(), move.options, move.source_events);
+  REQUIRE_MESSAGE(started.ok(), base::to_string(started.error()));
+  move.outgoing = std::move(started).value();
+  outgoing = move.outgoing.get();
+  move.source_events.wait_for(MigrationStatus::kPostcopyActive);
+  move.target_events.wait_for(MigrationStatus::kPostcopyActive);
+  for (std::uint64_t times = 1; times <= 3; ++times) {
+    proxy.cut();
+    while (move.outgoing->report().recoveries < times) {
+      move.target.wait_for_accesses(1);
+    }
+    CHECK(ends.empty());
+  }
+  move.outgoing->set_bandwidth(0, 0);
+  move.source_events.wait_for(MigrationStatus::kCompleted);
+  move.check_complete();
+  move.outgoing.reset();
+  REQUIRE(ends.size() == 1);
+  CHECK(ends[0] == std::pair(std::uint64_t{3}, MigrationStatus::kCompleted));
+}
+
 TEST_CASE("a move that its target's user pauses goes on by itself once that is lifted") {
   if (!can_serve_faults()) {
     return;

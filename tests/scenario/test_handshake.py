@@ -201,7 +201,7 @@ class StrangersInPostcopy(moves.MoveCase):
         for lane in ('urgent', 'bulk0'):
             with self.subTest(lane=lane):
                 record = self.relay.recorded(lane)
-                hello = wire.HEADER_BYTES + wire.HELLO_BYTES
+                hello = len(wire.greeting_in(record))
                 peer = self.closing(wire.Peer(self.relay.target))
                 peer.send(record[:hello])
                 header, _ = peer.read_frame()

@@ -540,7 +540,7 @@ class Strangers(RecoveryCase):
 
     def knock(self, number, port):
         """One connection of one of four kinds. It stays open."""
-        hello = self.relay.recorded('control')[:wire.HEADER_BYTES + wire.HELLO_BYTES]
+        hello = wire.greeting_in(self.relay.recorded('control'))
         later = bytearray(hello[wire.HEADER_BYTES:])
         later[40:48] = ((1 << 40) + number).to_bytes(8, 'little')  # The epoch.
         kinds = {
@@ -588,7 +588,7 @@ class Strangers(RecoveryCase):
         for _ in range(3):
             with socket.create_connection(self.relay.target) as end:
                 end.settimeout(vm.waiting.LIMIT_S)
-                end.sendall(hello[:wire.HEADER_BYTES + wire.HELLO_BYTES])
+                end.sendall(wire.greeting_in(hello))
                 answer = end.recv(4096)
                 self.assertEqual(wire.Header.read(answer[:wire.HEADER_BYTES]).kind, wire.REFUSE)
         self.go_on()

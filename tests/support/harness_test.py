@@ -236,6 +236,16 @@ class RelayRules(unittest.TestCase):
         self.assertEqual((self.sink.how, len(self.sink.data)), ('fin', self.HELLO + 20))
         self.assertEqual(peer.wait_closed(), b'')
 
+    def test_a_frame_is_swallowed_whole_and_nothing_behind_it(self):
+        rule = self.relay.on('control', 'target', wire.STATE, relay.Swallow())
+        peer = self.dial()
+        run, state = wire.frame(wire.RUN), wire.frame(wire.STATE, bytes(5000))
+        for piece in (run, state[:100], state[100:], run, run[:7], run[7:]):
+            peer.send(piece)
+        rule.wait(20)
+        self.assertTrue(self.sink.wait_bytes(self.HELLO + 3 * len(run)))
+        self.assertEqual(self.sink.data[self.HELLO:], 3 * run)
+
     def test_one_bit_of_one_frame_is_flipped(self):
         self.relay.on('control', 'target', wire.STATE, relay.Flip(wire.HEADER_BYTES + 5, 3), nth=2)
         peer = self.dial()

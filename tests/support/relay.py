@@ -46,6 +46,11 @@ class Flip:
 
 
 @dataclasses.dataclass
+class Swallow:
+    """The frame goes no further; what is behind it does."""
+
+
+@dataclasses.dataclass
 class Call:
     """Calls a function before the frame goes on."""
     function: object
@@ -263,19 +268,27 @@ class Relay:
             if self._refusing:
                 near.close()
                 continue
-            try:
-                far = socket.create_connection(self.target, waiting.LIMIT_S)
-                far.settimeout(None)
-            except OSError:
-                near.close()
-                continue
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self.lock:
-                connection = Connection(self, near, far)
-                connection.set_filters(self._deaf_to, self._loss)
-                self.connections.append(connection)
-            connection.start()
+            if self.delay_s:
+                # What opens a connection travels as long as what is said on it: over there both arrive
+                # together.
+                threading.Timer(self.delay_s, self._join, [near]).start()
+            else:
+                self._join(near)
+
+    def _join(self, near):
+        try:
+            far = socket.create_connection(self.target, waiting.LIMIT_S)
+            far.settimeout(None)
+        except OSError:
+            near.close()
+            return
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self.lock:
+            connection = Connection(self, near, far)
+            connection.set_filters(self._deaf_to, self._loss)
+            self.connections.append(connection)
+        connection.start()
 
     def named(self, connection, lane):
         with self._arrived:
@@ -420,6 +433,7 @@ class Pipe:
         self.frame_left = 0   # Bytes of the frame under way that are still to come.
         self.opaque = False   # Not our protocol: passed on as it is.
         self.cut_after = None
+        self.swallows = False
         self.flip = None      # (offset within the rest of the frame, bit)
         self.names_lane = direction == 'target'
         self.first = b''
@@ -453,8 +467,9 @@ class Pipe:
                 if len(data) - at < wire.HEADER_BYTES:
                     return data[at:]
                 if self.names_lane:
-                    greeting = wire.HEADER_BYTES + wire.HELLO_BYTES
-                    older = self.connection.relay.features is not ANY
+                    greeting = wire.HEADER_BYTES + wire.Header.read(
+                        data[at:at + wire.HEADER_BYTES]).length
+                    older = self.connection.relay.features is not ANY and greeting <= RECORDED
                     if len(data) - at < (greeting if older else wire.HEADER_BYTES + 14):
                         return data[at:]
                     if older:
@@ -498,6 +513,8 @@ class Pipe:
             self.cut_after = (min(action.after, self.frame_left), action.how)
         elif isinstance(action, Flip):
             self.flip = (action.offset % self.frame_left, action.bit)
+        elif isinstance(action, Swallow):
+            self.swallows = True
         elif isinstance(action, Call):
             action.function()
         rule.hit()
@@ -506,6 +523,9 @@ class Pipe:
 
     def pass_piece(self, piece):
         self.frame_left -= len(piece)
+        if self.swallows:
+            self.swallows = self.frame_left > 0
+            return
         if self.flip is not None:
             offset, bit = self.flip
             if offset < len(piece):

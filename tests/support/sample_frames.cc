@@ -86,8 +86,8 @@ SampleFrame stale_frame() {
 }
 
 void add_handshake(std::vector<SampleFrame>& frames) {
-  frames.push_back(to_target("hello", {.type = FrameType::kHello},
-                             payload_of(runtime::wire::encode_hello(sample_hello()))));
+  frames.push_back(
+      to_target("hello", {.type = FrameType::kHello}, runtime::wire::encode_hello(sample_hello())));
   frames.push_back(to_source("hello-reply", {.type = FrameType::kHelloReply},
                              payload_of(runtime::wire::encode_hello_reply(sample_hello_reply()))));
   frames.push_back(to_target("proof", {.type = FrameType::kProof}, payload_of(counting<32>(0xa0))));
@@ -155,8 +155,11 @@ void add_recovery(std::vector<SampleFrame>& frames) {
       to_source("missing-end-lane", {.type = FrameType::kMissingEnd, .count = 8195, .round = 5}));
   runtime::wire::Hello again = sample_hello();
   again.attempt = 5;
-  frames.push_back(to_target("hello-again", {.type = FrameType::kHello},
-                             payload_of(runtime::wire::encode_hello(again))));
+  frames.push_back(
+      to_target("hello-again", {.type = FrameType::kHello}, runtime::wire::encode_hello(again)));
+  again.proof = counting<32>(0xc0);
+  frames.push_back(
+      to_target("hello-proven", {.type = FrameType::kHello}, runtime::wire::encode_hello(again)));
 }
 
 void add_pages(std::vector<SampleFrame>& frames) {
@@ -216,7 +219,8 @@ runtime::wire::Hello sample_hello() {
           .id = counting<16>(0x10),
           .epoch = 3,
           .incarnation = 0x1122334455667788U,
-          .nonce = counting<16>(0x30)};
+          .nonce = counting<16>(0x30),
+          .proof = std::nullopt};
 }
 
 runtime::wire::HelloReply sample_hello_reply() {

@@ -41,6 +41,9 @@ base::Outcome SoftwareDirtyLog::enable() {
 
 void SoftwareDirtyLog::disable() {
   enabled_ = false;
+  if (when_it_ends_) {
+    when_it_ends_();
+  }
 }
 
 base::Outcome SoftwareDirtyLog::read(std::size_t /*region*/, std::span<std::uint64_t> bitmap) {

@@ -28,7 +28,11 @@ class SoftwareDirtyLog final : public runtime::DirtyLog {
 
   void mark(std::uint64_t page);
 
+  /// Called by disable(). Before the log is used.
+  void when_it_ends(std::function<void()> call) { when_it_ends_ = std::move(call); }
+
  private:
+  std::function<void()> when_it_ends_;
   std::vector<std::atomic<std::uint64_t>> words_;
   std::uint64_t pages_;
   std::atomic<bool> enabled_{false};
@@ -62,7 +66,7 @@ class TestMachine final : public runtime::Machine {
 
   const std::vector<runtime::Region>& regions() const override { return regions_; }
 
-  runtime::DirtyLog& dirty_log() override { return log_; }
+  SoftwareDirtyLog& dirty_log() override { return log_; }
 
   runtime::RunGate& gate() override { return gate_; }
 

@@ -74,17 +74,22 @@ def frame(kind, payload=b'', **fields):
 
 
 def hello(role=CONTROL, lane=0, low=1, high=1, identity=None, epoch=0, incarnation=7, nonce=None,
-          has_secret=False, features=0, magic=MAGIC, attempt=0):
+          has_secret=False, features=0, magic=MAGIC, attempt=0, proof=b''):
     """The payload of a hello."""
     head = struct.pack('<8sHHBBBxQ16sQQ16sI', magic, low, high, role, lane, int(has_secret),
                        features, identity or os.urandom(16), epoch, incarnation,
                        nonce or os.urandom(16), attempt)
-    return head.ljust(HELLO_BYTES, b'\0')
+    return head.ljust(HELLO_BYTES, b'\0') + proof
+
+
+def greeting_in(record):
+    """The hello with which a lane begins, whole."""
+    return record[:HEADER_BYTES + Header.read(record[:HEADER_BYTES]).length]
 
 
 def with_features(hello_frame, features):
-    """The same hello, of somebody who knows these features."""
-    payload = hello_frame[HEADER_BYTES:]
+    """The same hello, of somebody older, who knows these features and no more fields."""
+    payload = hello_frame[HEADER_BYTES:HEADER_BYTES + HELLO_BYTES]
     return frame(HELLO, payload[:16] + struct.pack('<Q', features) + payload[24:])
 
 

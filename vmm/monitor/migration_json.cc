@@ -120,6 +120,9 @@ Json own_json(const RoleReport& latest) {
   if (!report.waits_for.empty()) {
     own.set("waits-for", report.waits_for);
   }
+  if (!report.overdue.empty()) {
+    own.set("overdue", report.overdue);
+  }
   if (report.last_recovery_ms) {
     own.set("last-recovery-ms", *report.last_recovery_ms);
   }

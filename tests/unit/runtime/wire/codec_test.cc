@@ -248,6 +248,7 @@ TEST_CASE("a truncated hello is refused at every length") {
 
 TEST_CASE("a hello that has grown in a later version is understood, one over the limit is not") {
   auto longer = hello_bytes();
+  longer.resize(kProvenHelloBytes, std::byte{0});  // Zeros where a proof might be: there is none.
   longer.resize(kMaxHandshakePayload, std::byte{0xee});
   REQUIRE(decode_hello(longer).ok());
   CHECK(decode_hello(longer).value() == tests::sample_hello());
@@ -302,6 +303,43 @@ TEST_CASE("a hello says which attempt at its lane it is, behind what earlier one
   const auto decoded = decode_hello(after);
   REQUIRE(decoded.ok());
   CHECK(decoded.value() == again);
+}
+
+TEST_CASE("a hello's own proof stands behind all that earlier ones said, whole or not at all") {
+  Hello proven = tests::sample_hello();
+  proven.proof = Mac{std::byte{7}};
+  const auto before = encode_hello(tests::sample_hello());
+  const auto after = encode_hello(proven);
+  REQUIRE(after.size() == 112);
+  CHECK(std::equal(before.begin(), before.end(), after.begin()));
+  CHECK(after[80] == std::byte{7});
+  REQUIRE(decode_hello(after).ok());
+  CHECK(decode_hello(after).value() == proven);
+  for (std::size_t length = before.size(); length < after.size(); ++length) {
+    const auto half = decode_hello(std::span(after).first(length));
+    REQUIRE(half.ok());
+    CHECK(half.value() == tests::sample_hello());
+  }
+}
+
+TEST_CASE(
+    "a hello's own proof is of that lane, attempt, epoch and nonce alone, and no other proof") {
+  const std::array<std::byte, kSecretBytes> secret{};
+  const Hello hello = tests::sample_hello();
+  const Mac proof = hello_proof(secret, hello);
+  CHECK(proof == hello_proof(secret, hello));
+  CHECK(proof != lane_proof(secret, Prover::kSource, hello, std::array<std::byte, kNonceBytes>{}));
+  const auto differs = [&](const auto& change) {
+    Hello other = hello;
+    change(other);
+    return hello_proof(secret, other) != proof;
+  };
+  CHECK(differs([](Hello& other) { other.lane = 2; }));
+  CHECK(differs([](Hello& other) { other.role = LaneRole::kUrgent; }));
+  CHECK(differs([](Hello& other) { other.attempt = 1; }));
+  CHECK(differs([](Hello& other) { other.epoch += 1; }));
+  CHECK(differs([](Hello& other) { other.id[15] ^= std::byte{1}; }));
+  CHECK(differs([](Hello& other) { other.nonce[0] ^= std::byte{1}; }));
 }
 
 TEST_CASE("the proof of one attempt at a lane is none of another") {
