@@ -26,7 +26,7 @@ struct HostAddress {
 };
 
 /// Number of a guest page in the machine's flat page space: the regions of the machine one after
-/// the other, in table order, each counted in its own page size (runtime/memory_layout.h).
+/// the other, in table order, each counted in its own page size (runtime/core/memory_layout.h).
 struct PageIndex {
   std::uint64_t value = 0;
   auto operator<=>(const PageIndex&) const = default;  // NOLINT(modernize-use-nullptr): not our 0.

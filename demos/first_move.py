@@ -17,7 +17,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / 'build' / 'plain'
 os.environ['TOWLINE_BUILD'] = str(BUILD)
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'support')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'harness')]
 import journey  # noqa: E402
 import qmp  # noqa: E402
 

@@ -14,9 +14,9 @@
 
 #include <fmt/format.h>
 
+#include "base/event_loop.h"
 #include "base/log.h"
-#include "runtime/event_loop.h"
-#include "tools/standby.h"
+#include "tools/page_server/standby.h"
 #include "vmm/monitor/monitor.h"
 
 namespace towline::tools {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "tools/arguments.h"
+#include "tools/arguments/parse.h"
 
 namespace towline::tools {
 

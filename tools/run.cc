@@ -19,9 +19,9 @@
 #include <fmt/format.h>
 
 #include "base/clock.h"
+#include "base/event_loop.h"
 #include "base/fd.h"
 #include "base/log.h"
-#include "runtime/event_loop.h"
 #include "runtime/options.h"
 #include "vmm/machine.h"
 #include "vmm/monitor/guest.h"

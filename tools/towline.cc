@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "base/last_words.h"
-#include "tools/arguments.h"
-#include "tools/migrate.h"
+#include "tools/arguments/parse.h"
+#include "tools/client/migrate.h"
+#include "tools/client/query.h"
 #include "tools/page_server.h"
-#include "tools/query.h"
 #include "tools/run.h"
 
 namespace towline::tools {

@@ -4,9 +4,9 @@
 
 #include <fmt/format.h>
 
-#include "vmm/first_pages.h"
+#include "vmm/kvm/first_pages.h"
+#include "vmm/kvm/vm_state.h"
 #include "vmm/kvm_machine.h"
-#include "vmm/vm_state.h"
 
 // What the machine is, was doing, and does again elsewhere.
 

@@ -5,8 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "vmm/kvm/vm_state.h"
 #include "vmm/kvm_machine.h"
-#include "vmm/vm_state.h"
 
 namespace towline::vmm {
 namespace {

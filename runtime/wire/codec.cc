@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 #include "runtime/wire/frame_rules.h"
 
 namespace towline::runtime::wire {

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime::wire {

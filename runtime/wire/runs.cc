@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 
+#include "base/crc32c.h"
 #include "base/ensure.h"
-#include "runtime/crc32c.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime::wire {

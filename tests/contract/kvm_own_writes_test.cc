@@ -9,8 +9,8 @@
 
 #include <doctest/doctest.h>
 
-#include "vmm/kvm.h"
-#include "vmm/vcpu_state.h"
+#include "vmm/kvm/kvm.h"
+#include "vmm/kvm/vcpu_state.h"
 
 // What KVM writes into guest memory by itself, and when the dirty log knows. Relied on by
 // KvmMachine::save(), which makes its last vCPU ioctl before it returns, and by the source, which

@@ -5,8 +5,8 @@
 
 #include "tests/contract/kvm_support.h"
 #include "tests/contract/support.h"
-#include "vmm/guest_clock.h"
-#include "vmm/kvm.h"
+#include "vmm/kvm/guest_clock.h"
+#include "vmm/kvm/kvm.h"
 
 // What of a guest's state survives a move, and what a bad state is answered with.
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "base/ensure.h"
-#include "runtime/description.h"
+#include "runtime/core/description.h"
 
 namespace base = towline::base;
 namespace runtime = towline::runtime;

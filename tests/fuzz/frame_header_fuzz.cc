@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/crc32c.h"
 #include "base/ensure.h"
-#include "runtime/crc32c.h"
 #include "runtime/wire/codec.h"
 #include "runtime/wire/frame_rules.h"
 

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 #include "runtime/wire/format.h"
 
 namespace towline::fuzz {

@@ -9,7 +9,7 @@
 
 #include "base/ensure.h"
 #include "base/fd.h"
-#include "runtime/standby_handover.h"
+#include "runtime/standby/handover.h"
 
 namespace base = towline::base;
 namespace runtime = towline::runtime;

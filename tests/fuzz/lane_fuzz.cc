@@ -10,7 +10,7 @@
 
 #include "base/ensure.h"
 #include "base/fd.h"
-#include "runtime/lane.h"
+#include "runtime/link/lane.h"
 #include "runtime/wire/frame_rules.h"
 #include "tests/fuzz/frames.h"
 

@@ -8,8 +8,8 @@
 #include "base/ensure.h"
 #include "base/fd.h"
 #include "runtime/machine_state.h"
-#include "runtime/standby_ledger.h"
-#include "runtime/standby_record.h"
+#include "runtime/standby/ledger.h"
+#include "runtime/standby/record.h"
 
 namespace base = towline::base;
 namespace runtime = towline::runtime;

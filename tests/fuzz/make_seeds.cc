@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/description.h"
-#include "runtime/standby_ledger.h"
-#include "runtime/standby_record.h"
+#include "runtime/core/description.h"
+#include "runtime/standby/ledger.h"
+#include "runtime/standby/record.h"
 #include "runtime/wire/codec.h"
 #include "runtime/wire/frame_rules.h"
 #include "tests/support/sample_frames.h"

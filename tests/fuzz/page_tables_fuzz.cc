@@ -7,7 +7,7 @@
 #include <set>
 
 #include "base/ensure.h"
-#include "vmm/first_pages.h"
+#include "vmm/kvm/first_pages.h"
 
 namespace base = towline::base;
 namespace vmm = towline::vmm;

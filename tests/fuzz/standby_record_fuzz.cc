@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "base/ensure.h"
-#include "runtime/standby_record.h"
+#include "runtime/standby/record.h"
 
 namespace runtime = towline::runtime;
 

@@ -15,7 +15,7 @@
 #include "base/clock.h"
 #include "base/ensure.h"
 #include "base/fd.h"
-#include "runtime/target_lanes.h"
+#include "runtime/target/receivers.h"
 #include "tests/fuzz/frames.h"
 
 namespace base = towline::base;

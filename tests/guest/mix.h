@@ -3,7 +3,7 @@
 #include <cstdint>
 
 /// Hashes for self-checking pages. Cheap first; not for secrets. Constants from SplitMix64.
-/// tests/support/guest/page.py holds the same functions.
+/// tests/harness/guest/page.py holds the same functions.
 namespace guest {
 
 __extension__ using Wide = unsigned __int128;

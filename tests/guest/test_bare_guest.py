@@ -6,10 +6,10 @@ import os
 import struct
 import unittest
 
-from tests.support.guest import damage, page, qemu
-from tests.support.guest.console import GuestSilent
-from tests.support.guest.qemu import QemuGuest
-from tests.support.guest.reports import judge, pages_of
+from tests.harness.guest import damage, page, qemu
+from tests.harness.guest.console import GuestSilent
+from tests.harness.guest.qemu import QemuGuest
+from tests.harness.guest.reports import judge, pages_of
 
 
 # Where in its page the second copy of the counters has its digest (tests/guest/vcpu.h).

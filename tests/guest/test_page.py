@@ -2,8 +2,8 @@
 other."""
 import unittest
 
-from tests.support.guest import page
-from tests.support.guest.page import Identity
+from tests.harness.guest import page
+from tests.harness.guest.page import Identity
 
 
 class PageTest(unittest.TestCase):

@@ -1,7 +1,7 @@
 """The judge of the guest's reports: each sign of a torn life has a case."""
 import unittest
 
-from tests.support.guest.reports import Transcript, judge, parse_line
+from tests.harness.guest.reports import Transcript, judge, parse_line
 
 PAGES = 100
 HELLO = f'guest.hello version=1 working_set_pages={PAGES} fill_pages=0 seed=1\r\n'

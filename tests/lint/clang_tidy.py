@@ -26,7 +26,7 @@ import tempfile
 import time
 
 root, build = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
-sys.path.insert(0, str(root / 'tests' / 'support'))
+sys.path.insert(0, str(root / 'tests' / 'runner'))
 import sources  # noqa: E402
 
 TIDY = 'clang-tidy-14'

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 root = pathlib.Path(sys.argv[1])
-sys.path.insert(0, str(root / 'tests' / 'support'))
+sys.path.insert(0, str(root / 'tests' / 'runner'))
 import sources  # noqa: E402
 
 if not shutil.which('clang-format-14'):

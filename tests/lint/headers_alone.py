@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 root, build = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-sys.path.insert(0, str(root / 'tests' / 'support'))
+sys.path.insert(0, str(root / 'tests' / 'runner'))
 import sources  # noqa: E402
 
 FIRST_INCLUDE = re.compile(r'^#include "([^"]+)"', re.M)

@@ -11,8 +11,8 @@ import pathlib
 import re
 import sys
 
-HEADERS = ('runtime/source_session.h', 'runtime/target_session.h', 'runtime/run_gate.h',
-           'runtime/page_map.h')
+HEADERS = ('runtime/core/source_session.h', 'runtime/core/target_session.h', 'runtime/run_gate.h',
+           'runtime/core/page_map.h')
 MARK = re.compile(r'<!-- (states|rules|diagram) (\w+) -->')
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 
 root = pathlib.Path(sys.argv[1])
-sys.path.insert(0, str(root / 'tests' / 'support'))
+sys.path.insert(0, str(root / 'tests' / 'runner'))
 import sources  # noqa: E402
 
 RULES = [

@@ -4,7 +4,7 @@
 #define S_RECONNECTING (s_state == S_OrderedReconnecting || s_state == S_ServingReconnecting)
 #define S_RECOVERING (s_state == S_OrderedRecovering || s_state == S_ServingRecovering)
 
-/* One rule of runtime/source_session.h; the runner compares. */
+/* One rule of runtime/core/source_session.h; the runner compares. */
 #define s_step(from, on, to)                                                               \
   LEMMA("broken lemma: a rule of the source is taken from its state\n", s_state == from);  \
   TOOK(s_step(from, on, to));                                                              \

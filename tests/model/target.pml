@@ -1,6 +1,6 @@
 /* The target's session, on the thread of its control lane. */
 
-/* One rule of runtime/target_session.h; the runner compares. */
+/* One rule of runtime/core/target_session.h; the runner compares. */
 #define t_step(from, on, to)                                                               \
   LEMMA("broken lemma: a rule of the target is taken from its state\n", t_state == from);  \
   TOOK(t_step(from, on, to));                                                              \

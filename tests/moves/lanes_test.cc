@@ -11,8 +11,8 @@
 #include <doctest/doctest.h>
 
 #include "base/thread.h"
-#include "runtime/handshake.h"
-#include "runtime/sockets.h"
+#include "runtime/link/handshake.h"
+#include "runtime/link/sockets.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::tests {

@@ -20,13 +20,13 @@ import relay
 import vm
 import waiting
 import wire
-from tests.support.guest import damage
+from tests.harness.guest import damage
 
 SMALL = ['--memory', '128M', '--working-set', '32M']
 
 
 def load_program():
-    loader = importlib.machinery.SourceFileLoader('chaos', str(vm.ROOT / 'tests' / 'chaos'))
+    loader = importlib.machinery.SourceFileLoader('chaos', str(vm.ROOT / 'tests' / 'chaos' / 'run'))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader('chaos', loader))
     loader.exec_module(module)
     return module

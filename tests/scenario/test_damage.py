@@ -2,7 +2,7 @@
 import unittest
 
 import moves
-from tests.support.guest import damage
+from tests.harness.guest import damage
 
 
 class Planted(moves.MoveCase):

@@ -10,7 +10,7 @@ import vm
 import waiting
 import wire
 
-PLACES = 64  # runtime/listener.cc
+PLACES = 64  # runtime/link/listener.cc
 
 
 class Flooded(moves.MoveCase):

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/core/description.h"
+
 namespace towline::simulation {
 
 void fill_randomly(Random& random, std::span<std::byte> bytes) {

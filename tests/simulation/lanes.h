@@ -4,9 +4,9 @@
 #include <map>
 #include <vector>
 
-#include "runtime/handshake.h"
-#include "runtime/lane_name.h"
+#include "runtime/link/handshake.h"
 #include "runtime/wire/format.h"
+#include "runtime/wire/lane_name.h"
 #include "tests/simulation/network.h"
 #include "tests/simulation/world.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 
 namespace towline::simulation {
 namespace {

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "runtime/guest_pages.h"
-#include "runtime/page_map.h"
+#include "runtime/core/guest_pages.h"
+#include "runtime/core/page_map.h"
 #include "runtime/ports.h"
 #include "tests/simulation/world.h"
 

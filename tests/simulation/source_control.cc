@@ -1,4 +1,4 @@
-// What the target says to the source: runtime/source_control.cc as a task.
+// What the target says to the source: runtime/source/control.cc as a task.
 #include "tests/simulation/source_end.h"
 
 namespace towline::simulation {

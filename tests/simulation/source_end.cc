@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 
 namespace towline::simulation {
 

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "runtime/dirty_rounds.h"
-#include "runtime/owed_pages.h"
-#include "runtime/push_order.h"
+#include "runtime/core/dirty_rounds.h"
+#include "runtime/core/owed_pages.h"
+#include "runtime/core/push_order.h"
+#include "runtime/core/source_session.h"
 #include "runtime/run_gate.h"
-#include "runtime/source_session.h"
 #include "tests/simulation/lanes.h"
 #include "tests/simulation/memory.h"
 #include "tests/simulation/network.h"
@@ -21,7 +21,7 @@
 namespace towline::simulation {
 
 /// The source: the shipped session, gate, rounds, owed set, push order and codec, and in between
-/// what runtime/source_driver.cc and source_recovery.cc do with them, one thread a task.
+/// what runtime/source/driver.cc and source_recovery.cc do with them, one thread a task.
 class SourceEnd {
  public:
   /// With the lanes of the first epoch. All references outlive this.

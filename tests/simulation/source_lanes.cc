@@ -1,5 +1,5 @@
-// The source's bulk lanes and its page server: runtime/bulk_sender.cc and runtime/page_server.cc as
-// tasks.
+// The source's bulk lanes and its page server: runtime/source/bulk_sender.cc and
+// runtime/source/request_server.cc as tasks.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// What the source does from the order on: runtime/source_recovery.cc as tasks.
+// What the source does from the order on: runtime/source/recovery.cc as tasks.
 #include <algorithm>
 
 #include "tests/simulation/source_end.h"

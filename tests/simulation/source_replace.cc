@@ -1,4 +1,4 @@
-// A data lane that is lost alone: runtime/source_lanes.cc as tasks.
+// A data lane that is lost alone: runtime/source/lane_replacement.cc as tasks.
 #include <algorithm>
 
 #include "tests/simulation/source_end.h"

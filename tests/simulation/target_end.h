@@ -7,11 +7,11 @@
 #include <set>
 #include <vector>
 
-#include "runtime/page_map.h"
-#include "runtime/page_receiver.h"
-#include "runtime/request_table.h"
+#include "runtime/core/page_map.h"
+#include "runtime/core/page_receiver.h"
+#include "runtime/core/request_table.h"
+#include "runtime/core/target_session.h"
 #include "runtime/run_gate.h"
-#include "runtime/target_session.h"
 #include "tests/simulation/lanes.h"
 #include "tests/simulation/memory.h"
 #include "tests/simulation/network.h"
@@ -20,7 +20,7 @@
 namespace towline::simulation {
 
 /// The target: the shipped session, gate, page map, request table, receiver and codec, and in
-/// between what runtime/target_driver.cc, target_recovery.cc and target_lanes.cc do with them, one
+/// between what runtime/target/driver.cc, target_recovery.cc and target_lanes.cc do with them, one
 /// thread a task.
 class TargetEnd {
  public:

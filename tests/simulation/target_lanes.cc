@@ -1,4 +1,4 @@
-// The target's bulk and urgent lanes: runtime/target_lanes.cc as tasks.
+// The target's bulk and urgent lanes: runtime/target/receivers.cc as tasks.
 #include <algorithm>
 #include <utility>
 

@@ -1,4 +1,4 @@
-// The machine is loaded and started: runtime/target_load.cc as a task.
+// The machine is loaded and started: runtime/target/load.cc as a task.
 #include <vector>
 
 #include "tests/simulation/target_end.h"

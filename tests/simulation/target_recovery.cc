@@ -1,4 +1,4 @@
-// How a source that comes back is met: runtime/target_recovery.cc and the listener as tasks.
+// How a source that comes back is met: runtime/target/recovery.cc and the listener as tasks.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -227,7 +227,7 @@ bool TargetEnd::on_resume(TargetLanes& lanes) {
   return true;
 }
 
-// ---- the source stays away: runtime/target_loss.cc ----------------------------------------------
+// ---- the source stays away: runtime/target/loss.cc ----------------------------------------------
 
 void TargetEnd::give_up_source(bool poison) {
   if (state_ != TargetState::kRunningAlone || !step(TargetEvent::kSourceGivenUp)) {

@@ -1,4 +1,4 @@
-// A data lane that is lost alone: runtime/target_replace.cc and target_lanes.cc as tasks.
+// A data lane that is lost alone: runtime/target/lane_replacement.cc and target_lanes.cc as tasks.
 #include <string>
 
 #include "tests/simulation/target_end.h"

@@ -13,10 +13,10 @@
 
 #include "base/clock.h"
 #include "base/units.h"
-#include "runtime/memory_layout.h"
+#include "runtime/core/memory_layout.h"
+#include "runtime/core/source_session.h"
+#include "runtime/core/target_session.h"
 #include "runtime/run_gate.h"
-#include "runtime/source_session.h"
-#include "runtime/target_session.h"
 #include "tests/simulation/setup.h"
 #include "tests/simulation/task.h"
 

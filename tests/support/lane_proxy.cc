@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "base/ensure.h"
-#include "runtime/sockets.h"
+#include "runtime/link/sockets.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::tests {

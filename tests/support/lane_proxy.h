@@ -10,8 +10,8 @@
 #include "base/fd.h"
 #include "base/sync.h"
 #include "base/thread.h"
-#include "runtime/lane_name.h"
 #include "runtime/options.h"
+#include "runtime/wire/lane_name.h"
 
 namespace towline::tests {
 

@@ -5,8 +5,8 @@
 #include <span>
 #include <string_view>
 
+#include "base/crc32c.h"
 #include "base/ensure.h"
-#include "runtime/crc32c.h"
 
 namespace towline::tests {
 namespace {

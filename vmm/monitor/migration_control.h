@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "runtime/event_loop.h"
+#include "base/event_loop.h"
 #include "runtime/migration.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/migration_settings.h"

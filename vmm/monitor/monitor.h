@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "runtime/event_loop.h"
+#include "base/event_loop.h"
 #include "vmm/machine.h"
 #include "vmm/monitor/commands.h"
 #include "vmm/monitor/guest.h"

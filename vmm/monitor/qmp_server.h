@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/event_loop.h"
 #include "base/fd.h"
-#include "runtime/event_loop.h"
 #include "vmm/monitor/commands.h"
 #include "vmm/monitor/qmp_session.h"
 

@@ -13,7 +13,7 @@
 
 #include <doctest/doctest.h>
 
-#include "vmm/first_pages.h"
+#include "vmm/kvm/first_pages.h"
 
 namespace towline::vmm {
 namespace {

@@ -6,10 +6,11 @@
 
 #include <doctest/doctest.h>
 
-#include "runtime/crc32c.h"
-#include "runtime/handshake.h"
-#include "runtime/lane_name.h"
+#include "base/crc32c.h"
+#include "runtime/core/description.h"
+#include "runtime/link/handshake.h"
 #include "runtime/wire/frame_rules.h"
+#include "runtime/wire/lane_name.h"
 #include "tests/support/sample_frames.h"
 
 namespace towline::runtime::wire {

@@ -11,7 +11,7 @@
 
 #include <doctest/doctest.h>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 #include "source_root.h"
 #include "tests/support/sample_frames.h"
 

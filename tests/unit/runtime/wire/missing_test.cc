@@ -7,7 +7,7 @@
 #include <doctest/doctest.h>
 
 #include "base/thread.h"
-#include "runtime/page_map.h"
+#include "runtime/core/page_map.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime::wire {

@@ -4,7 +4,7 @@
 
 #include <doctest/doctest.h>
 
-#include "runtime/crc32c.h"
+#include "base/crc32c.h"
 #include "runtime/wire/codec.h"
 
 namespace towline::runtime::wire {

@@ -17,8 +17,8 @@
 
 #include <doctest/doctest.h>
 
+#include "base/event_loop.h"
 #include "base/fd.h"
-#include "runtime/event_loop.h"
 #include "vmm/monitor/commands.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/migration_control.h"

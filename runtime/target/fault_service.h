@@ -1,0 +1,49 @@
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/thread.h"
+#include "base/units.h"
+#include "runtime/core/page_receiver.h"
+#include "runtime/target/memory.h"
+
+namespace towline::runtime {
+
+/// The thread that answers the guest's faults, "tl-fault".
+///
+/// One round: wait for any shard, read a batch of events, let the page map decide on each, and
+/// send all requests that are due in one write. It never touches guest memory (it would fault on
+/// itself) and never waits for the network.
+class FaultService {
+ public:
+  /// `ask` sends requests; what it is given is marked as asked already. `failed` is told, once,
+  /// when faults cannot be read any more: whoever waits for a page would wait for ever. Both
+  /// references outlive this.
+  static base::Expected<std::unique_ptr<FaultService>> start(
+      TargetMemory& memory, PageReceiver& receiver,
+      std::function<void(std::span<const base::PageIndex>)> ask,
+      std::function<void(const std::string&)> failed);
+
+  FaultService(const FaultService&) = delete;
+  FaultService& operator=(const FaultService&) = delete;
+  ~FaultService();
+
+ private:
+  FaultService(TargetMemory& memory, PageReceiver& receiver,
+               std::function<void(std::span<const base::PageIndex>)> ask,
+               std::function<void(const std::string&)> failed, base::OwnedFd stop);
+  void run();
+
+  TargetMemory& memory_;
+  PageReceiver& receiver_;
+  std::function<void(std::span<const base::PageIndex>)> ask_;
+  std::function<void(const std::string&)> failed_;
+  base::OwnedFd stop_;
+  base::NamedThread thread_;
+};
+
+}  // namespace towline::runtime

@@ -1,0 +1,602 @@
+#include "runtime/target/receivers.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "runtime/core/link_watch.h"
+
+namespace towline::runtime {
+namespace {
+
+using base::ErrorKind;
+using base::fail;
+using base::Outcome;
+using base::PageCount;
+using base::PageIndex;
+using base::PageRange;
+using wire::FrameHeader;
+using wire::FrameType;
+
+// Requests under way. Guess: enough to keep a link of 1 ms busy with 64 KiB answers, and little to
+// hold. A demanded page waits behind as much, so that of huge pages there are two.
+constexpr std::uint64_t kSweepWindow = 32;
+constexpr std::uint64_t kSweepWindowOfHugePages = 2;
+
+// Room is asked for so often: a part of the reserve that is kept, however fast the link.
+constexpr std::uint64_t kBytesBetweenLooks = 8U << 20U;
+
+PageRange range_of(const FrameHeader& header) {
+  return PageRange{PageIndex{header.first}, PageCount{header.count}};
+}
+
+base::Error corrupt_frame(std::string detail) {
+  return base::Error{ErrorKind::kCorrupt, 0, "frame", std::move(detail)};
+}
+
+}  // namespace
+
+TargetLanes::TargetLanes(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
+                         std::uint64_t epoch, Hooks hooks)
+    : layout_(layout), map_(map), hooks_(std::move(hooks)), epoch_(epoch), bulk_(bulk_lanes) {
+  for (std::size_t i = 0; i < bulk_.size(); ++i) {
+    bulk_[i].name = LaneName{wire::LaneRole::kBulk, static_cast<std::uint8_t>(i)};
+  }
+}
+
+TargetLanes::~TargetLanes() {
+  shutdown();
+  join();
+}
+
+void TargetLanes::join() {
+  urgent_.thread.join();
+  for (Slot& slot : bulk_) {
+    slot.thread.join();
+  }
+}
+
+base::Expected<TargetLanes::Slot*> TargetLanes::slot_for(const Lane& lane, std::uint8_t number,
+                                                         std::uint64_t epoch) {
+  const bool urgent = lane.role() == wire::LaneRole::kUrgent;
+  if (lane.role() == wire::LaneRole::kControl || (!urgent && number >= bulk_.size())) {
+    return fail(ErrorKind::kRefused, "attach lane",
+                fmt::format("there is no {} lane {}", wire::to_string(lane.role()), number));
+  }
+  if (epoch != epoch_) {
+    return fail(ErrorKind::kRefused, "attach lane",
+                fmt::format("epoch {} is over; the present one is {}", epoch, epoch_));
+  }
+  return urgent ? &urgent_ : &bulk_[number];
+}
+
+base::NamedThread TargetLanes::lane_thread(const Slot& slot, std::function<void()> body) {
+  const bool urgent = slot.name.role == wire::LaneRole::kUrgent;
+  return {urgent ? "tl-urgent" : fmt::format("tl-bulk-{}", slot.name.number), std::move(body)};
+}
+
+Outcome TargetLanes::attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch) {
+  const base::Lock lock(mutex_);
+  Slot& slot = *TRY(slot_for(*lane, number, epoch));
+  if (slot.lane != nullptr || lost_) {
+    return fail(ErrorKind::kRefused, "attach lane",
+                fmt::format("{} is taken", to_string(slot.name)));
+  }
+  slot.lane = std::move(lane);
+  changed_.notify_all();
+  slot.thread = lane_thread(slot, [this, &slot] { run(slot, 0); });
+  return base::Done{};
+}
+
+Outcome TargetLanes::replace(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch,
+                             std::uint32_t attempt) {
+  const base::Lock lock(mutex_);
+  Slot& slot = *TRY(slot_for(*lane, number, epoch));
+  if (slot.lane == nullptr || lost_ || !postcopy_) {
+    return fail(ErrorKind::kRefused, "replace lane",
+                fmt::format("{} cannot be replaced now", to_string(slot.name)));
+  }
+  if (attempt <= slot.attempt) {
+    return fail(ErrorKind::kRefused, "replace lane",
+                fmt::format("attempt {} at {} is over; attempt {} is in its place", attempt,
+                            to_string(slot.name), slot.attempt));
+  }
+  slot.attempt = attempt;
+  slot.lane->shutdown();
+  // Shared: what a thread runs must be copyable.
+  const auto before = std::make_shared<base::NamedThread>(std::move(slot.thread));
+  const auto again = std::make_shared<std::unique_ptr<Lane>>(std::move(lane));
+  slot.thread = lane_thread(slot, [this, &slot, before, again, attempt] {
+    before->join();
+    run_in_place(slot, std::move(*again), attempt);
+  });
+  return base::Done{};
+}
+
+// The receiver before this one has ended: here the fence of one lane is behind us.
+void TargetLanes::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt) {
+  {
+    const base::Lock lock(mutex_);
+    if (lost_ || slot.attempt != attempt) {
+      return;  // The link was lost meanwhile, or this lane too, and another one comes.
+    }
+    bytes_of_past_lanes_ += slot.lane->bytes_received();
+    slot.lane = std::move(lane);
+    slot.pushed_all = false;
+    slot.broken_since.reset();
+    slot.ended_for.reset();
+  }
+  hooks_.replaced(slot.name, attempt);
+  run(slot, attempt);
+}
+
+void TargetLanes::renew(std::uint64_t epoch) {
+  shutdown();  // Whatever was attached since the last one: nobody is joined who is not ending.
+  renew(urgent_);
+  for (Slot& slot : bulk_) {
+    renew(slot);
+  }
+  {
+    const base::Lock lock(sweep_mutex_);
+    begin_sweep();
+    sweep_outstanding_ = 0;
+  }
+  const base::Lock lock(mutex_);
+  epoch_ = epoch;
+  lost_ = false;
+}
+
+void TargetLanes::renew(Slot& slot) {
+  slot.thread.join();
+  const base::Lock lock(mutex_);
+  if (slot.lane != nullptr) {
+    bytes_of_past_lanes_ += slot.lane->bytes_received();
+    slot.lane.reset();
+  }
+  slot.pushed_all = false;
+  slot.attempt = 0;
+  slot.broken_since.reset();
+  slot.ended_for.reset();
+}
+
+Outcome TargetLanes::wait_attached(std::chrono::milliseconds patience) {
+  const base::Lock lock(mutex_);
+  const auto all_here = [this]() UNDER_LOCK {
+    return urgent_.lane != nullptr && std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& slot) {
+             return slot.lane != nullptr;
+           });
+  };
+  const auto deadline = base::system_clock().now() + patience;
+  changed_.wait_until(mutex_, deadline, [&]() UNDER_LOCK { return lost_ || all_here(); });
+  if (!all_here()) {
+    return fail(ErrorKind::kDisconnected, "wait for lanes", "the source did not open every lane");
+  }
+  return base::Done{};
+}
+
+void TargetLanes::ask(std::span<const PageIndex> pages) {
+  std::shared_ptr<Lane> lane;
+  {
+    const base::Lock lock(mutex_);
+    lane = urgent_.lane;
+  }
+  if (lane == nullptr) {
+    return;
+  }
+  std::vector<wire::HeaderBytes> heads;
+  heads.reserve(pages.size());
+  std::vector<iovec> parts;
+  parts.reserve(pages.size());
+  for (const PageIndex page : pages) {
+    FrameHeader header;
+    header.type = FrameType::kRequest;
+    header.first = page.value;
+    header.count = 1;
+    heads.push_back(wire::encode_header(header));
+    parts.push_back(iovec{.iov_base = heads.back().data(), .iov_len = heads.back().size()});
+  }
+  requests_sent_ += pages.size();
+  // A failure is the lane's end, which its own thread reports.
+  if (!lane->send_parts(std::move(parts), pages.size()).ok()) {
+    base::log(base::LogLevel::kDebug, "request.unsent pages={}", pages.size());
+  }
+}
+
+void TargetLanes::send_request(PageRange range, std::uint16_t flags) {
+  FrameHeader header;
+  header.type = FrameType::kRequest;
+  header.flags = flags;
+  header.first = range.first.value;
+  header.count = range.count.value;
+  std::shared_ptr<Lane> lane;
+  {
+    const base::Lock lock(mutex_);
+    lane = urgent_.lane;
+  }
+  if (lane == nullptr || !lane->send(header).ok()) {
+    base::log(base::LogLevel::kDebug, "request.unsent pages={}", range.count.value);
+  }
+}
+
+Outcome TargetLanes::wait_for_markers(std::uint32_t pass) {
+  const base::Lock lock(mutex_);
+  const auto all_seen = [&]() UNDER_LOCK {
+    return std::all_of(bulk_.begin(), bulk_.end(),
+                       [&](const Slot& slot) { return slot.markers >= pass; });
+  };
+  awaited_pass_ = pass;
+  changed_.wait(mutex_, [&]() UNDER_LOCK { return lost_ || !given_up_.empty() || all_seen(); });
+  awaited_pass_ = 0;
+  // A lane that broke after its marker has delivered all of the pass: the order behind it counts.
+  if (!all_seen() && !given_up_.empty()) {
+    return fail(ErrorKind::kCorrupt, "wait for markers", given_up_);
+  }
+  if (!all_seen()) {
+    return fail(ErrorKind::kDisconnected, "wait for markers", "a lane broke during the pre-pass");
+  }
+  return base::Done{};
+}
+
+std::optional<TargetLanes::OverdueMarker> TargetLanes::overdue_marker(base::Instant now,
+                                                                      base::Duration interval) {
+  const base::Lock lock(mutex_);
+  const bool late = now - markers_looked_ > interval * 2;
+  markers_looked_ = now;
+  std::optional<OverdueMarker> longest;
+  for (Slot& slot : bulk_) {
+    if (awaited_pass_ == 0 || slot.lane == nullptr || slot.markers >= awaited_pass_) {
+      slot.silent_since = now;
+      continue;
+    }
+    const std::uint64_t bytes = slot.lane->bytes_received();
+    if (late || bytes != slot.bytes_seen || !slot.lane->waits()) {
+      slot.bytes_seen = bytes;
+      slot.silent_since = now;
+    }
+    const base::Duration silent = now - slot.silent_since;
+    if (!longest.has_value() || silent > longest->silent_for) {
+      longest = OverdueMarker{slot.name, awaited_pass_, silent};
+    }
+  }
+  return longest;
+}
+
+void TargetLanes::give_up_markers(const std::string& reason) {
+  const base::Lock lock(mutex_);
+  given_up_ = reason;
+  changed_.notify_all();
+}
+
+bool TargetLanes::all_wait() const {
+  const base::Lock lock(mutex_);
+  const auto waits = [](const Slot& slot) { return slot.lane != nullptr && slot.lane->waits(); };
+  return waits(urgent_) && std::all_of(bulk_.begin(), bulk_.end(), waits);
+}
+
+void TargetLanes::finish_sending() {
+  const base::Lock lock(mutex_);
+  if (urgent_.lane != nullptr) {
+    ::shutdown(urgent_.lane->fd(), SHUT_WR);
+  }
+  for (const Slot& slot : bulk_) {
+    if (slot.lane != nullptr) {
+      ::shutdown(slot.lane->fd(), SHUT_WR);
+    }
+  }
+}
+
+void TargetLanes::shutdown() {
+  const base::Lock lock(mutex_);
+  lost_ = true;
+  changed_.notify_all();
+  if (urgent_.lane != nullptr) {
+    urgent_.lane->shutdown();
+  }
+  for (const Slot& slot : bulk_) {
+    if (slot.lane != nullptr) {
+      slot.lane->shutdown();
+    }
+  }
+}
+
+std::optional<base::Duration> TargetLanes::unacknowledged() const {
+  const base::Lock lock(mutex_);
+  return urgent_.lane == nullptr ? std::nullopt : unacknowledged_for(urgent_.lane->fd());
+}
+
+std::uint64_t TargetLanes::bytes_received() const {
+  const base::Lock lock(mutex_);
+  std::uint64_t sum = bytes_of_past_lanes_;
+  sum += urgent_.lane != nullptr ? urgent_.lane->bytes_received() : 0;
+  for (const Slot& slot : bulk_) {
+    sum += slot.lane != nullptr ? slot.lane->bytes_received() : 0;
+  }
+  return sum;
+}
+
+// A lane that is replaced leaves the others alone; every other end is the link's.
+void TargetLanes::report_end(Slot& slot, std::uint32_t attempt, base::Error reason) {
+  std::shared_ptr<Lane> lane;
+  bool alone = false;
+  {
+    const base::Lock lock(mutex_);
+    lane = slot.lane;
+    if (slot.attempt != attempt) {
+      return;  // Another one is about to take its place, and waits for this thread.
+    }
+    if (slot.ended_for.has_value()) {
+      reason = *slot.ended_for;
+    }
+    alone = !lost_;
+  }
+  base::log(base::LogLevel::kInfo, "lane.ended lane={} attempt={} reason={}", to_string(slot.name),
+            attempt, base::to_string(reason));
+  if (alone && hooks_.broken && hooks_.broken(slot.name, attempt, reason)) {
+    lane->shutdown();  // The source sees it too.
+    const base::Lock lock(mutex_);
+    if (slot.attempt == attempt) {
+      slot.broken_since = base::system_clock().now();
+    }
+    return;
+  }
+  {
+    const base::Lock lock(mutex_);
+    lost_ = true;
+    changed_.notify_all();
+  }
+  hooks_.lost(reason);
+}
+
+void TargetLanes::run(Slot& slot, std::uint32_t attempt) {
+  report_end(slot, attempt, read_until_end(slot));
+}
+
+base::Error TargetLanes::read_until_end(Slot& slot) {
+  const bool urgent = slot.name.role == wire::LaneRole::kUrgent;
+  while (true) {
+    auto header = slot.lane->receive_header();
+    if (!header.ok()) {
+      return header.error();
+    }
+    if (!header.value().has_value()) {
+      return base::Error{
+          ErrorKind::kDisconnected, 0, "receive",
+          urgent ? "the source closed the urgent lane" : "the source closed a bulk lane"};
+    }
+    const auto handled =
+        urgent ? on_urgent_frame(slot, *header.value()) : on_bulk_frame(slot, *header.value());
+    if (!handled.ok()) {
+      return handled.error();
+    }
+    hooks_.progress();
+  }
+}
+
+void TargetLanes::end_urgent(const base::Error& reason) {
+  const base::Lock lock(mutex_);
+  if (urgent_.lane != nullptr && !urgent_.broken_since.has_value()) {
+    urgent_.ended_for = reason;
+    urgent_.lane->shutdown();
+  }
+}
+
+std::optional<base::Duration> TargetLanes::broken_for(base::Instant now) const {
+  const base::Lock lock(mutex_);
+  std::optional<base::Duration> longest;
+  const auto look = [&](const Slot& slot) {
+    if (slot.broken_since.has_value()) {
+      longest = std::max(longest, std::optional(now - *slot.broken_since));
+    }
+  };
+  look(urgent_);
+  std::for_each(bulk_.begin(), bulk_.end(), look);
+  return longest;
+}
+
+Outcome TargetLanes::check_round(const Slot& slot, const FrameHeader& header) {
+  const base::Lock lock(mutex_);
+  const bool after = header.round == wire::kPostcopyRound;
+  if (after != postcopy_ || (!after && header.round != slot.markers + 1)) {
+    return base::Err{corrupt_frame(fmt::format(
+        "a {} frame of round {} came in {} {}", wire::to_string(header.type), header.round,
+        postcopy_ ? "post-copy, after pass" : "pass", slot.markers + (postcopy_ ? 0 : 1)))};
+  }
+  return base::Done{};
+}
+
+Outcome TargetLanes::check_pages(const FrameHeader& header) const {
+  if (!layout_.valid(range_of(header))) {
+    return base::Err{
+        corrupt_frame(fmt::format("pages [{}, +{}) are not in one region of the {} there are",
+                                  header.first, header.count, layout_.pages().value))};
+  }
+  return base::Done{};
+}
+
+base::Expected<std::span<const std::byte>> TargetLanes::read_pages(
+    Lane& lane, const FrameHeader& header) const {
+  TRY(check_pages(header));
+  const auto region = layout_.region_of(PageIndex{header.first});
+  const std::uint64_t size = layout_.entries()[region].page_size.value * header.count;
+  if (size != header.length) {
+    return base::Err{corrupt_frame(fmt::format("{} pages have {} bytes, the frame has {}",
+                                               header.count, size, header.length))};
+  }
+  return lane.view_payload(header);
+}
+
+Outcome TargetLanes::check_room(std::uint64_t bytes) {
+  const std::uint64_t before = page_bytes_.fetch_add(bytes);
+  const bool due = before == 0 || waiting_ != 0 ||
+                   before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
+  return due ? hooks_.room() : Outcome(base::Done{});
+}
+
+// A frame of a pass is in no hurry: without room the lane waits, with the frame in its own buffer
+// and no claim, and then tries again. Its marker comes later on this lane, so that nobody can take
+// the pass for done meanwhile.
+Outcome TargetLanes::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
+  auto taken = take();
+  bool waited = false;
+  while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded && hooks_.wait_for_room) {
+    TRY(wait_for_room(slot, taken.error()));
+    waited = true;
+    taken = hooks_.room();
+    if (taken.ok()) {
+      taken = take();
+    }
+  }
+  if (waited && taken.ok()) {
+    hooks_.found_room();
+  }
+  return taken;
+}
+
+Outcome TargetLanes::wait_for_room(Slot& slot, const base::Error& reason) {
+  ++waiting_;
+  auto waited = hooks_.wait_for_room(reason);
+  --waiting_;
+  // Nobody reads the lane meanwhile: its end is asked for.
+  if (waited.ok() && has_ended(slot.lane->fd())) {
+    return fail(ErrorKind::kDisconnected, "receive",
+                "a bulk lane broke while it waited for room for its pages");
+  }
+  return waited;
+}
+
+Outcome TargetLanes::on_bulk_frame(Slot& slot, const FrameHeader& header) {
+  TRY(check_round(slot, header));
+  const bool after = header.round == wire::kPostcopyRound;
+  if (header.type == FrameType::kMarker) {
+    return on_marker(slot, header);
+  }
+  if (header.type == FrameType::kZeros) {
+    TRY(check_pages(header));
+    return receiver_->on_zeros(range_of(header));
+  }
+  if (header.type != FrameType::kPages) {
+    return base::Err{corrupt_frame(fmt::format("{} on a bulk lane", wire::to_string(header.type)))};
+  }
+  const auto bytes = TRY(read_pages(*slot.lane, header));
+  const auto take = [&]() -> Outcome {
+    TRY(check_room(bytes.size()));
+    return receiver_->on_pages(range_of(header), bytes);
+  };
+  if (!after) {
+    return take_in_pass(slot, take);
+  }
+  postcopy_pages_ += header.count;
+  return take();
+}
+
+Outcome TargetLanes::on_marker(Slot& slot, const FrameHeader& header) {
+  bool all_pushed = false;
+  {
+    const base::Lock lock(mutex_);
+    if (header.round == wire::kPostcopyRound) {
+      slot.pushed_all = true;
+      all_pushed =
+          std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
+    } else {
+      slot.markers = header.round;
+      changed_.notify_all();
+    }
+  }
+  if (all_pushed) {
+    sweep();
+  }
+  return base::Done{};
+}
+
+Outcome TargetLanes::on_urgent_frame(Slot& slot, const FrameHeader& header) {
+  if (!postcopy_) {
+    return base::Err{corrupt_frame("an answer came before anything was asked")};
+  }
+  if (header.type == FrameType::kPages) {
+    const auto bytes = TRY(read_pages(*slot.lane, header));
+    TRY(check_room(bytes.size()));
+    postcopy_pages_ += header.count;
+    TRY(receiver_->on_demanded(range_of(header), bytes));
+  } else if (header.type == FrameType::kZeros) {
+    TRY(check_pages(header));
+    TRY(receiver_->on_zeros(range_of(header)));
+  } else {
+    return base::Err{
+        corrupt_frame(fmt::format("{} on the urgent lane", wire::to_string(header.type)))};
+  }
+  if ((header.flags & wire::kFlagSweep) != 0) {
+    const base::Lock lock(sweep_mutex_);
+    sweep_outstanding_ -= sweep_outstanding_ > 0 ? 1 : 0;
+    sweep_more();
+  }
+  return base::Done{};
+}
+
+// Both ends agree on what was sent only up to the pages that arrived when nobody could take them:
+// once nothing more is pushed, the target collects what it still misses itself.
+void TargetLanes::sweep() {
+  const base::Lock lock(sweep_mutex_);
+  begin_sweep();
+  sweep_more();
+}
+
+void TargetLanes::begin_sweep() {
+  sweep_at_ = PageIndex{0};
+  sweep_found_ = false;
+}
+
+// Answers to earlier sweeps that are still to come on the lost lane never will.
+void TargetLanes::sweep_again() {
+  bool all_pushed = false;
+  {
+    const base::Lock lock(mutex_);
+    all_pushed =
+        std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
+  }
+  const base::Lock lock(sweep_mutex_);
+  begin_sweep();
+  sweep_outstanding_ = 0;
+  if (all_pushed) {
+    sweep_more();
+  }
+}
+
+void TargetLanes::sweep_more() {
+  const std::uint64_t size = layout_.largest_page().value;
+  const std::uint64_t window =
+      size == base::kSmallPage.value ? kSweepWindow : kSweepWindowOfHugePages;
+  const PageCount most{wire::pages_in_frame(size, wire::kMaxPagesPerRequest)};
+  while (sweep_outstanding_ < window) {
+    const auto run = next_to_sweep(most);
+    if (!run.has_value()) {
+      return;
+    }
+    const PageRange part = layout_.clip(*run);
+    sweep_at_ = part.end();
+    ++sweep_outstanding_;
+    send_request(part, wire::kFlagSweep);
+  }
+}
+
+// Memory is looked through once, however many answers come after that; and once more when the last
+// of them was heard, for pages that somebody was bringing when their turn came and then gave up.
+std::optional<PageRange> TargetLanes::next_to_sweep(PageCount most) {
+  while (true) {
+    if (const auto run = map_.next_missing(sweep_at_, most)) {
+      sweep_found_ = true;
+      return run;
+    }
+    sweep_at_ = PageIndex{map_.pages().value};
+    if (sweep_outstanding_ != 0 || !sweep_found_) {
+      return std::nullopt;
+    }
+    begin_sweep();
+  }
+}
+
+}  // namespace towline::runtime

@@ -1,0 +1,206 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/sync.h"
+#include "base/thread.h"
+#include "base/units.h"
+#include "runtime/core/memory_layout.h"
+#include "runtime/core/page_map.h"
+#include "runtime/core/page_receiver.h"
+#include "runtime/link/lane.h"
+#include "runtime/wire/lane_name.h"
+
+namespace towline::runtime {
+
+/// The target's urgent and bulk lanes: a thread each, which reads frames and hands the pages on.
+///
+/// It knows the order between lanes: the passes' markers, and which frames may come when.
+/// Threads: any.
+class TargetLanes {
+ public:
+  struct Hooks {
+    /// A page arrived; something may be complete now.
+    std::function<void()> progress;
+    /// A lane ended, or sent what cannot be right. Called once per lane, from its thread.
+    std::function<void(const base::Error&)> lost;
+    /// Asked now and then, before pages are taken: an error ends the lane.
+    std::function<base::Outcome()> room;
+    /// Before the switch: there is no room for pages, for this reason. Returns when it is worth
+    /// another try; an error ends the lane. Absent: nobody waits. Called from the lane's thread.
+    std::function<base::Outcome(const base::Error&)> wait_for_room;
+    /// Who had waited has stored its pages.
+    std::function<void()> found_room;
+    /// As `lost`, and first: true if the lane may be replaced while the others go on. Called with
+    /// its attempt, from its thread. Absent: never.
+    std::function<bool(LaneName, std::uint32_t, const base::Error&)> broken;
+    /// A lane took the place of one whose receiver has ended: every claim of that is settled, and
+    /// no frame of it can be installed any more. Called from the new lane's thread, before it
+    /// reads.
+    std::function<void(LaneName, std::uint32_t)> replaced;
+  };
+
+  TargetLanes(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
+              std::uint64_t epoch, Hooks hooks);
+  TargetLanes(const TargetLanes&) = delete;
+  TargetLanes& operator=(const TargetLanes&) = delete;
+  ~TargetLanes();
+
+  /// Pages go there from now on. Before the first lane is attached.
+  void deliver_to(PageReceiver& receiver) { receiver_ = &receiver; }
+
+  /// Takes a proven lane of `epoch` over and starts its thread. Errors: kRefused: it is there
+  /// already, its number is out of range, or the epoch is not the present one.
+  base::Outcome attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch);
+
+  /// As attach(), in the place of a lane that is there: ends that one and waits, on the new lane's
+  /// thread, until its receiver has ended. Errors: kRefused: also if the attempt is not later than
+  /// every other one at this lane.
+  base::Outcome replace(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch,
+                        std::uint32_t attempt);
+
+  /// The lanes of `epoch` may come. Call after shutdown(), when no more lanes are attached: joins
+  /// the old lanes' threads, so that every claim of theirs has ended, and forgets the lanes.
+  void renew(std::uint64_t epoch);
+
+  /// Waits until the urgent and every bulk lane is there. Errors: kDisconnected: they are not
+  /// within `patience`, or the link was lost.
+  base::Outcome wait_attached(std::chrono::milliseconds patience);
+
+  /// Ends the urgent lane alone, for `reason`.
+  void end_urgent(const base::Error& reason);
+
+  /// How long a lane that broke has waited for its replacement; the one that waits longest.
+  [[nodiscard]] std::optional<base::Duration> broken_for(base::Instant now) const;
+
+  /// Asks for what a lost urgent lane may have been asked for: what was being swept.
+  void sweep_again();
+
+  /// Requests pages on the urgent lane. Lost with the lane: a new epoch, or a new urgent lane, asks
+  /// again.
+  void ask(std::span<const base::PageIndex> pages);
+
+  /// Waits until every bulk lane has ended pass `pass`, or the link is lost.
+  /// Errors: kDisconnected.
+  base::Outcome wait_for_markers(std::uint32_t pass);
+
+  /// A marker that wait_for_markers() waits for, and the lane that is to bring it: its receiver
+  /// waits, and nothing has come for so long. A lane that waits for room, or is busy with what
+  /// came, is not silent. Call it every `interval`, from one thread: a late call proves nothing.
+  struct OverdueMarker {
+    LaneName lane;
+    std::uint32_t pass = 0;
+    base::Duration silent_for{};
+  };
+
+  [[nodiscard]] std::optional<OverdueMarker> overdue_marker(base::Instant now,
+                                                            base::Duration interval);
+
+  /// wait_for_markers() fails, for this reason.
+  void give_up_markers(const std::string& reason);
+
+  /// Every lane is there, and its receiver waits for more.
+  [[nodiscard]] bool all_wait() const;
+
+  /// From here on pages of the time after the switch are accepted, and no others.
+  void open_postcopy() { postcopy_ = true; }
+
+  /// Ends our direction of every lane; what the peer sent can still be read.
+  void finish_sending();
+
+  /// Ends every lane at once.
+  void shutdown();
+
+  /// After shutdown(): waits until every receiver has ended. What they stored is there, and nothing
+  /// comes behind it. Not from a lane's thread, nor beside renew().
+  void join();
+
+  [[nodiscard]] std::uint64_t bytes_received() const;
+
+  /// What the source's kernel owes of acknowledgements on the urgent lane, as unacknowledged_for().
+  [[nodiscard]] std::optional<base::Duration> unacknowledged() const;
+
+  /// Pages that came after the switch on these lanes.
+  [[nodiscard]] std::uint64_t postcopy_pages() const { return postcopy_pages_; }
+
+  [[nodiscard]] std::uint64_t requests_sent() const { return requests_sent_; }
+
+ private:
+  struct Slot {
+    // Changed under mutex_; the lane's own thread needs no lock. Shared with who is just asking.
+    std::shared_ptr<Lane> lane;
+    base::NamedThread thread;
+    LaneName name;                              // Constant.
+    std::uint32_t markers = 0;                  // Passes ended. Under mutex_.
+    bool pushed_all = false;                    // Under mutex_.
+    std::uint32_t attempt = 0;                  // The latest that came. Under mutex_.
+    std::optional<base::Instant> broken_since;  // Waits for a replacement. Under mutex_.
+    std::optional<base::Error> ended_for;       // Ended by us alone. Under mutex_.
+    std::uint64_t bytes_seen = 0;               // By overdue_marker(). Under mutex_.
+    base::Instant silent_since{};               // As far as that knows. Under mutex_.
+  };
+
+  void renew(Slot& slot);
+
+  base::Error read_until_end(Slot& slot);
+  base::Outcome on_bulk_frame(Slot& slot, const wire::FrameHeader& header);
+  base::Outcome on_urgent_frame(Slot& slot, const wire::FrameHeader& header);
+  base::Outcome on_marker(Slot& slot, const wire::FrameHeader& header);
+  base::Outcome check_round(const Slot& slot, const wire::FrameHeader& header);
+  base::Outcome check_pages(const wire::FrameHeader& header) const;
+  base::Expected<std::span<const std::byte>> read_pages(Lane& lane,
+                                                        const wire::FrameHeader& header) const;
+  base::Outcome check_room(std::uint64_t bytes);
+  base::Outcome take_in_pass(Slot& slot, const std::function<base::Outcome()>& take);
+  base::Outcome wait_for_room(Slot& slot, const base::Error& reason);
+  void report_end(Slot& slot, std::uint32_t attempt, base::Error reason);
+  base::Expected<Slot*> slot_for(const Lane& lane, std::uint8_t number, std::uint64_t epoch)
+      REQUIRES(mutex_);
+  void run(Slot& slot, std::uint32_t attempt);
+  void run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt);
+  base::NamedThread lane_thread(const Slot& slot, std::function<void()> body);
+  void sweep();
+  void begin_sweep() REQUIRES(sweep_mutex_);
+  void sweep_more() REQUIRES(sweep_mutex_);
+  std::optional<base::PageRange> next_to_sweep(base::PageCount most) REQUIRES(sweep_mutex_);
+  void send_request(base::PageRange range, std::uint16_t flags);
+
+  const MemoryLayout& layout_;
+  const PageMap& map_;
+  Hooks hooks_;
+  PageReceiver* receiver_ = nullptr;
+  std::atomic<bool> postcopy_{false};
+  std::atomic<std::uint64_t> postcopy_pages_{0};
+  std::atomic<std::uint64_t> requests_sent_{0};
+  std::atomic<std::uint64_t> page_bytes_{0};  // Of pages received, on all lanes.
+  std::atomic<std::size_t> waiting_{0};       // Lanes that wait for room.
+
+  mutable base::Mutex mutex_;
+  base::Condition changed_;
+  bool lost_ GUARDED_BY(mutex_) = false;
+  std::uint32_t awaited_pass_ GUARDED_BY(mutex_) = 0;  // 0: no marker is waited for.
+  std::string given_up_ GUARDED_BY(mutex_);            // Why no marker is waited for any more.
+  base::Instant markers_looked_ GUARDED_BY(mutex_){};
+  std::uint64_t epoch_ GUARDED_BY(mutex_);
+  std::uint64_t bytes_of_past_lanes_ GUARDED_BY(mutex_) = 0;
+  Slot urgent_;
+  std::vector<Slot> bulk_;
+
+  base::Mutex sweep_mutex_;
+  base::PageIndex sweep_at_ GUARDED_BY(sweep_mutex_);
+  bool sweep_found_ GUARDED_BY(sweep_mutex_) = false;  // Something, since it began at page 0.
+  std::uint64_t sweep_outstanding_ GUARDED_BY(sweep_mutex_) = 0;
+};
+
+}  // namespace towline::runtime

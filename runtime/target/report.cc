@@ -1,0 +1,51 @@
+// What the target tells of itself.
+#include "runtime/target/driver.h"
+#include "runtime/target/fault_report.h"
+
+namespace towline::runtime {
+
+bool TargetDriver::misses_pages() const {
+  const Transfer* transfer = published_;
+  return running_here_ && transfer != nullptr && transfer->map.missing().value != 0;
+}
+
+MigrationReport TargetDriver::report() const {
+  MigrationReport report;
+  const Transfer* transfer = published_;
+  {
+    const base::Lock lock(mutex_);
+    report.status = shown_;
+    report.error = error_;
+    report.overdue = overdue_;
+    report.waits_for = state_ == TargetState::kReceiving ? no_room_ : "";
+    report.epoch = control_hello_.epoch;
+    report.recoveries = recoveries_;
+    report.lanes_replaced = lanes_replaced_;
+    report.source_loss = source_loss_report();
+    if (control_taken_) {
+      const base::Instant end = is_final(shown_) ? ended_ : clock_.now();
+      report.total_time = std::chrono::duration_cast<std::chrono::milliseconds>(end - started_);
+    }
+  }
+  report.listening = listener_->at();
+  report.strangers_refused = listener_->strangers();
+  report.total_bytes = layout_.bytes().value;
+  report.page_size = layout_.mean_page().value;
+  report.remaining_bytes = report.total_bytes;
+  if (transfer == nullptr) {
+    return report;
+  }
+  report.source_loss.poisoned_pages = transfer->map.poisoned().value;
+  report.remaining_bytes = transfer->map.missing().value * report.page_size;
+  report.transferred = transfer->lanes.bytes_received();
+  report.postcopy_requests = transfer->lanes.requests_sent();
+  report.pages_after_switch = transfer->lanes.postcopy_pages();
+  const auto& counters = transfer->receiver->counters();
+  report.normal_pages = counters.installed;
+  report.zero_pages = counters.zeros;
+  report.duplicate_frames = counters.duplicates;
+  report.faults = fault_report(counters.stalls, counters.local_faults, transfer->requests.size());
+  return report;
+}
+
+}  // namespace towline::runtime
