@@ -7,7 +7,7 @@
 #include <nmmintrin.h>
 #endif
 
-namespace towline::runtime {
+namespace towline::base {
 namespace {
 
 constexpr std::uint32_t kPolynomial = 0x82f63b78U;  // Castagnoli, reflected: bit 31 is x^0.
@@ -168,4 +168,4 @@ bool all_zero(std::span<const std::byte> bytes) {
   return true;
 }
 
-}  // namespace towline::runtime
+}  // namespace towline::base

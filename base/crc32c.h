@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-namespace towline::runtime {
+namespace towline::base {
 
 /// CRC-32C (Castagnoli, reflected, initial and final inversion): "123456789" gives 0xe3069283.
 ///
@@ -18,4 +18,4 @@ std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t se
 /// True when every byte is zero. Fast on pages that are not (looks at a few words first).
 bool all_zero(std::span<const std::byte> bytes);
 
-}  // namespace towline::runtime
+}  // namespace towline::base

@@ -12,7 +12,7 @@
 #include "base/log.h"
 #include "base/sync.h"
 
-namespace towline::runtime {
+namespace towline::base {
 namespace {
 
 struct BaseFree {
@@ -61,8 +61,7 @@ class Watch : public EventLoop::Handle {
 
 class LibeventLoop : public EventLoop {
  public:
-  LibeventLoop(OwnedBase base, base::OwnedFd wake)
-      : base_(std::move(base)), wake_fd_(std::move(wake)) {
+  LibeventLoop(OwnedBase base, OwnedFd wake) : base_(std::move(base)), wake_fd_(std::move(wake)) {
     wake_ = watch(wake_fd_.get(), EV_READ | EV_PERSIST, nullptr, [this] { run_posted(); });
   }
 
@@ -80,10 +79,10 @@ class LibeventLoop : public EventLoop {
 
   void post(Callback work) override {
     {
-      const base::Lock lock(mutex_);
+      const Lock lock(mutex_);
       posted_.push_back(std::move(work));
     }
-    base::signal_eventfd(wake_fd_.get());
+    signal_eventfd(wake_fd_.get());
   }
 
   std::unique_ptr<Handle> on_readable(int fd, Callback callback) override {
@@ -118,61 +117,60 @@ class LibeventLoop : public EventLoop {
       const Callback work = next();
       work();
     }
-    const base::Lock lock(mutex_);
+    const Lock lock(mutex_);
     if (!posted_.empty()) {
-      base::signal_eventfd(wake_fd_.get());
+      signal_eventfd(wake_fd_.get());
     }
   }
 
   std::size_t take_wakeup() {
     std::uint64_t count = 0;
     // Empty when an earlier call already ran this work: no failure.
-    static_cast<void>(
-        base::read_exactly(wake_fd_.get(), std::as_writable_bytes(std::span(&count, 1))));
-    const base::Lock lock(mutex_);
+    static_cast<void>(read_exactly(wake_fd_.get(), std::as_writable_bytes(std::span(&count, 1))));
+    const Lock lock(mutex_);
     return posted_.size();
   }
 
   Callback next() {
-    const base::Lock lock(mutex_);
+    const Lock lock(mutex_);
     Callback work = std::move(posted_.front());
     posted_.pop_front();
     return work;
   }
 
   const OwnedBase base_;
-  const base::OwnedFd wake_fd_;
+  const OwnedFd wake_fd_;
   std::unique_ptr<Handle> wake_;  // After base_: it must go first.
   bool stopping_ = false;         // Loop's thread.
-  base::Mutex mutex_;
+  Mutex mutex_;
   std::deque<Callback> posted_ GUARDED_BY(mutex_);
 };
 
 // By itself it writes to standard error, and waits for whoever reads that.
 void log_of_libevent(int severity, const char* text) {
-  const auto level = severity >= EVENT_LOG_ERR    ? base::LogLevel::kError
-                     : severity == EVENT_LOG_WARN ? base::LogLevel::kWarning
-                                                  : base::LogLevel::kDebug;
-  base::log(level, "event_loop.said text={}", text);
+  const auto level = severity >= EVENT_LOG_ERR    ? LogLevel::kError
+                     : severity == EVENT_LOG_WARN ? LogLevel::kWarning
+                                                  : LogLevel::kDebug;
+  log(level, "event_loop.said text={}", text);
 }
 
 }  // namespace
 
-base::Expected<std::unique_ptr<EventLoop>> EventLoop::create() {
+Expected<std::unique_ptr<EventLoop>> EventLoop::create() {
   event_set_log_callback(log_of_libevent);
   const std::unique_ptr<event_config, ConfigFree> config(event_config_new());
   // Any kind of descriptor, so that standard input may be a regular file: that rules out epoll,
   // which would gain nothing for the few descriptors watched here.
   if (config == nullptr || event_config_require_features(config.get(), EV_FEATURE_FDS) != 0) {
-    return base::fail(base::ErrorKind::kFailed, "event loop", "libevent has no memory");
+    return fail(ErrorKind::kFailed, "event loop", "libevent has no memory");
   }
   OwnedBase made(event_base_new_with_config(config.get()));
   if (made == nullptr) {
-    return base::fail(base::ErrorKind::kFailed, "event loop",
-                      "libevent found no way to wait for descriptors (poll or select)");
+    return fail(ErrorKind::kFailed, "event loop",
+                "libevent found no way to wait for descriptors (poll or select)");
   }
   return std::unique_ptr<EventLoop>(
-      std::make_unique<LibeventLoop>(std::move(made), TRY(base::make_eventfd())));
+      std::make_unique<LibeventLoop>(std::move(made), TRY(make_eventfd())));
 }
 
-}  // namespace towline::runtime
+}  // namespace towline::base

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 
-namespace towline::runtime {
+namespace towline::base {
 
 /// libevent behind RAII. One thread runs it; post() and stop() may be called from any thread,
 /// everything else from the thread that runs it (or before it runs). No callback may block.
@@ -24,7 +24,7 @@ class EventLoop {
 
   using Callback = std::function<void()>;
 
-  static base::Expected<std::unique_ptr<EventLoop>> create();
+  static Expected<std::unique_ptr<EventLoop>> create();
 
   EventLoop() = default;
   EventLoop(const EventLoop&) = delete;
@@ -49,4 +49,4 @@ class EventLoop {
   [[nodiscard]] virtual std::unique_ptr<Handle> on_signal(int signal, Callback callback) = 0;
 };
 
-}  // namespace towline::runtime
+}  // namespace towline::base

@@ -4,7 +4,7 @@
 #include <bit>
 #include <cmath>
 
-namespace towline::runtime {
+namespace towline::base {
 
 std::size_t LatencyHistogram::bucket_of(std::uint64_t ns) {
   constexpr std::uint64_t kLinear = 1U << kSubBits;
@@ -27,7 +27,7 @@ std::uint64_t LatencyHistogram::upper_end(std::size_t bucket) {
   return ((kLinear + within + 1) << octave) - 1;
 }
 
-void LatencyHistogram::record(base::Duration value) {
+void LatencyHistogram::record(Duration value) {
   const std::int64_t ns = std::max<std::int64_t>(value.count(), 0);
   ++buckets_[bucket_of(static_cast<std::uint64_t>(ns))];
   ++count_;
@@ -36,10 +36,10 @@ void LatencyHistogram::record(base::Duration value) {
   }
 }
 
-base::Duration LatencyHistogram::quantile(double fraction) const {
+Duration LatencyHistogram::quantile(double fraction) const {
   const std::uint64_t total = count_;
   if (total == 0) {
-    return base::Duration(0);
+    return Duration(0);
   }
   const auto wanted = static_cast<std::uint64_t>(
       std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(total)));
@@ -47,7 +47,7 @@ base::Duration LatencyHistogram::quantile(double fraction) const {
   for (std::size_t bucket = 0; bucket < kBuckets; ++bucket) {
     seen += buckets_[bucket];
     if (seen >= std::max<std::uint64_t>(wanted, 1)) {
-      return std::min(base::Duration(static_cast<std::int64_t>(upper_end(bucket))), max());
+      return std::min(Duration(static_cast<std::int64_t>(upper_end(bucket))), max());
     }
   }
   return max();
@@ -63,4 +63,4 @@ std::array<std::uint64_t, 24> LatencyHistogram::log2_us() const {
   return result;
 }
 
-}  // namespace towline::runtime
+}  // namespace towline::base

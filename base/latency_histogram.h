@@ -6,21 +6,21 @@
 
 #include "base/clock.h"
 
-namespace towline::runtime {
+namespace towline::base {
 
 /// Counts durations in log-linear buckets: 16 to an octave, so that a quantile is right to 6 %.
 ///
 /// Threads: any; lock-free. A reader may miss what is being recorded.
 class LatencyHistogram {
  public:
-  void record(base::Duration value);
+  void record(Duration value);
 
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
-  [[nodiscard]] base::Duration max() const { return base::Duration(max_.load()); }
+  [[nodiscard]] Duration max() const { return Duration(max_.load()); }
 
   /// The upper end of the bucket that holds the `fraction` (0..1) quantile; zero without values.
-  [[nodiscard]] base::Duration quantile(double fraction) const;
+  [[nodiscard]] Duration quantile(double fraction) const;
 
   /// Values in [2^n, 2^(n+1)) µs for n in 0..22 (below 1 µs: in 0), the last one open.
   [[nodiscard]] std::array<std::uint64_t, 24> log2_us() const;
@@ -37,4 +37,4 @@ class LatencyHistogram {
   std::atomic<std::int64_t> max_{0};
 };
 
-}  // namespace towline::runtime
+}  // namespace towline::base

@@ -32,7 +32,7 @@ class Process {
     auto made = std::make_unique<Process>();
     made->kept_ = take_kept_fds();
     made->store_ = std::make_unique<FdStore>(!arguments.listen.empty());
-    made->loop_ = TRY(runtime::EventLoop::create());
+    made->loop_ = TRY(base::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
     made->guest_ = std::make_unique<KeptGuest>(arguments.name);
     made->factory_ = std::make_unique<KeptMigrations>();
@@ -90,13 +90,13 @@ class Process {
 
   std::vector<KeptFd> kept_;
   std::unique_ptr<FdStore> store_;
-  std::unique_ptr<runtime::EventLoop> loop_;
+  std::unique_ptr<base::EventLoop> loop_;
   std::unique_ptr<monitor::MachineEvents> events_;
   std::unique_ptr<KeptGuest> guest_;
   std::unique_ptr<KeptMigrations> factory_;
   std::unique_ptr<Standby> standby_;  // What the monitor's migration works on is in it.
   std::unique_ptr<monitor::Monitor> monitor_;
-  std::vector<std::unique_ptr<runtime::EventLoop::Handle>> signals_;
+  std::vector<std::unique_ptr<base::EventLoop::Handle>> signals_;
   monitor::Exit exit_;
 };
 

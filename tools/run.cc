@@ -134,7 +134,7 @@ class Process {
   static base::Expected<std::unique_ptr<Process>> create(const RunArguments& arguments) {
     auto secret = TRY(read_secret(arguments.secret_file));
     auto made = std::make_unique<Process>();
-    made->loop_ = TRY(runtime::EventLoop::create());
+    made->loop_ = TRY(base::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
     made->machine_ = TRY(vmm::KvmMachine::create(arguments.machine));
     tell_if_beyond_host(arguments.machine.memory);
@@ -193,13 +193,13 @@ class Process {
     return base::Done{};
   }
 
-  std::unique_ptr<runtime::EventLoop> loop_;
+  std::unique_ptr<base::EventLoop> loop_;
   std::unique_ptr<monitor::MachineEvents> events_;
   std::unique_ptr<vmm::KvmMachine> machine_;
   std::unique_ptr<monitor::Guest> guest_;
   std::unique_ptr<monitor::MigrationFactory> factory_;
   std::unique_ptr<monitor::Monitor> monitor_;
-  std::vector<std::unique_ptr<runtime::EventLoop::Handle>> signals_;
+  std::vector<std::unique_ptr<base::EventLoop::Handle>> signals_;
   monitor::Exit exit_;
 };
 

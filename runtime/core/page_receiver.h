@@ -60,7 +60,7 @@ class PageReceiver {
     std::atomic<std::uint64_t> duplicates{0};  ///< Pages that arrived for nothing.
     std::atomic<std::uint64_t> local_faults{0};
     std::atomic<std::uint64_t> no_memory{0};  ///< Faults on zeros that could not be answered yet.
-    LatencyHistogram stalls;                  ///< Faults that were asked for, from event to wake.
+    base::LatencyHistogram stalls;            ///< Faults that were asked for, from event to wake.
   };
 
   [[nodiscard]] const Counters& counters() const { return counters_; }

@@ -8,7 +8,7 @@ namespace towline::runtime {
 
 void FrameBatch::add(wire::FrameHeader header, std::span<const std::byte> payload) {
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
+  header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
   heads_.push_back(wire::encode_header(header));
   parts_.push_back(iovec{.iov_base = heads_.back().data(), .iov_len = heads_.back().size()});
   if (!payload.empty()) {

@@ -76,7 +76,7 @@ base::Outcome Lane::put_frame(wire::FrameHeader& header, std::span<const std::by
   }
   ++frames_sent_;
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
+  header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
   const wire::HeaderBytes head = wire::encode_header(header);
   return put({part(head), part(payload)});
 }
@@ -181,7 +181,7 @@ void Lane::shutdown() {
 }
 
 base::Outcome verify_payload(const wire::FrameHeader& header, std::span<const std::byte> payload) {
-  const std::uint32_t found = payload.empty() ? 0 : crc32c(payload);
+  const std::uint32_t found = payload.empty() ? 0 : base::crc32c(payload);
   if (found != header.payload_crc) {
     return fail(
         ErrorKind::kCorrupt, "verify frame",

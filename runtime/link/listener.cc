@@ -72,8 +72,8 @@ class Listener::Connection {
 
   Listener& owner_;
   std::unique_ptr<Lane> lane_;
-  std::unique_ptr<EventLoop::Handle> readable_;
-  std::unique_ptr<EventLoop::Handle> timer_;
+  std::unique_ptr<base::EventLoop::Handle> readable_;
+  std::unique_ptr<base::EventLoop::Handle> timer_;
   std::vector<std::byte> buffer_;
   wire::Hello hello_;
   std::optional<Mac> expected_;
@@ -252,7 +252,7 @@ base::Expected<std::unique_ptr<Listener>> Listener::bind(const Uri& at,
   made->timeout_ = timeout;
   made->incarnation_ = incarnation;
   made->callbacks_ = std::move(callbacks);
-  made->loop_ = TRY(EventLoop::create());
+  made->loop_ = TRY(base::EventLoop::create());
   {
     const base::Lock lock(made->mutex_);
     made->addresses_.push_back(listening.at);

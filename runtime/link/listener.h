@@ -97,8 +97,8 @@ class Listener {
   struct Socket {
     Uri at;
     base::OwnedFd fd;
-    std::unique_ptr<EventLoop::Handle> accepting;
-    std::unique_ptr<EventLoop::Handle> accept_again;
+    std::unique_ptr<base::EventLoop::Handle> accepting;
+    std::unique_ptr<base::EventLoop::Handle> accept_again;
   };
 
   Listener() = default;
@@ -119,15 +119,15 @@ class Listener {
   std::uint64_t incarnation_ = 0;
   Callbacks callbacks_;
   std::atomic<std::uint64_t> strangers_{0};
-  std::unique_ptr<EventLoop> loop_;
+  std::unique_ptr<base::EventLoop> loop_;
   std::list<Socket> sockets_;  // Changed on the loop's thread once it runs.
-  std::unique_ptr<EventLoop::Handle> deadline_;
+  std::unique_ptr<base::EventLoop::Handle> deadline_;
   std::list<std::unique_ptr<Connection>> connections_;  // The oldest first.
   std::list<std::unique_ptr<Connection>> proven_;       // By their hello; one for each lane.
   std::array<std::uint64_t, kStrangers> untold_{};      // Since the last line about them.
   std::string last_refusal_;
-  bool full_told_ = false;                      // Since the same line.
-  std::unique_ptr<EventLoop::Handle> telling_;  // Runs out when the next line may come.
+  bool full_told_ = false;                            // Since the same line.
+  std::unique_ptr<base::EventLoop::Handle> telling_;  // Runs out when the next line may come.
   base::NamedThread thread_;
 };
 

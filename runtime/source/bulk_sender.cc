@@ -435,9 +435,9 @@ void BulkSender::add_split(FrameBatch& batch, std::uint32_t round, PageRange run
   const std::uint64_t size = page_size_of(run, bytes);
   std::uint64_t at = 0;
   while (at < run.count.value) {
-    const bool zero = all_zero(bytes.subspan(at * size, size));
+    const bool zero = base::all_zero(bytes.subspan(at * size, size));
     std::uint64_t end = at + 1;
-    while (end < run.count.value && all_zero(bytes.subspan(end * size, size)) == zero) {
+    while (end < run.count.value && base::all_zero(bytes.subspan(end * size, size)) == zero) {
       ++end;
     }
     const PageRange part{PageIndex{run.first.value + at}, PageCount{end - at}};

@@ -38,7 +38,7 @@ namespace towline::runtime {
 /// session.
 ///
 /// Threads: tl-source (this class's run(): one phase after the other, in the order of design),
-/// tl-control (reads the control lane into the inbox), tl-serve (PageServer), tl-bulk-N
+/// tl-control (reads the control lane into the inbox), tl-serve (RequestServer), tl-bulk-N
 /// (BulkSender), tl-watch (signs of life, from the order on). tl-source steps the session; so do
 /// tl-control, with the one word that must never be lost (*running*), and the user's take-back.
 ///
@@ -146,7 +146,7 @@ class SourceDriver final : public Outgoing {
   void end_lane(LaneName lane);
   void note_waiting_on(int fd, bool waits) EXCLUDES(mutex_);
   void end_waiting() REQUIRES(mutex_);
-  std::unique_ptr<PageServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
+  std::unique_ptr<RequestServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
   // The page server: source_standby.cc.
   base::Outcome find_page_server();
@@ -162,10 +162,10 @@ class SourceDriver final : public Outgoing {
   // tl-watch.
   struct Watches;
   void watch();
-  void judge(Watches& watches, Lane& control, const PageServer* server, const BulkSender* bulk);
+  void judge(Watches& watches, Lane& control, const RequestServer* server, const BulkSender* bulk);
   void judge_lanes(Watches& watches, const BulkSender& bulk, bool control_lives);
   [[nodiscard]] std::optional<base::Duration> idle_together(Watches& watches, const Lane& control,
-                                                            const PageServer* server,
+                                                            const RequestServer* server,
                                                             const BulkSender* bulk);
   void ping(Lane& control) const;
   void note_overdue(const std::string& what) EXCLUDES(mutex_);
@@ -280,7 +280,7 @@ class SourceDriver final : public Outgoing {
   std::unique_ptr<DirtyRounds> rounds_;
   std::shared_ptr<Lane> control_;
   std::unique_ptr<BulkSender> bulk_;
-  std::unique_ptr<PageServer> server_;
+  std::unique_ptr<RequestServer> server_;
   std::atomic<std::uint32_t> passes_done_{0};  // Written by tl-source, read by report().
   base::Instant parked_at_;
   bool logging_ = false;

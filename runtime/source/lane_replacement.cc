@@ -89,12 +89,13 @@ std::uint32_t& SourceDriver::attempt_of(LaneName lane) {
 
 // ---- on tl-source -------------------------------------------------------------------------------
 
-std::unique_ptr<PageServer> SourceDriver::serve(std::unique_ptr<Lane> urgent,
-                                                std::uint32_t attempt) {
-  return std::make_unique<PageServer>(std::move(urgent), memory_, owed_, *order_, counters_,
-                                      [this, attempt](const base::Error& reason) {
-                                        lose_lane(LaneName{LaneRole::kUrgent, 0}, attempt, reason);
-                                      });
+std::unique_ptr<RequestServer> SourceDriver::serve(std::unique_ptr<Lane> urgent,
+                                                   std::uint32_t attempt) {
+  return std::make_unique<RequestServer>(
+      std::move(urgent), memory_, owed_, *order_, counters_,
+      [this, attempt](const base::Error& reason) {
+        lose_lane(LaneName{LaneRole::kUrgent, 0}, attempt, reason);
+      });
 }
 
 Outcome SourceDriver::replace_lanes_until(const std::function<bool()>& done) {
@@ -179,7 +180,7 @@ base::Expected<std::unique_ptr<Lane>> SourceDriver::open_in_place(
 
 Outcome SourceDriver::put_in_place(LaneName lane, std::uint32_t attempt,
                                    std::unique_ptr<Lane> opened) {
-  std::unique_ptr<PageServer> server;
+  std::unique_ptr<RequestServer> server;
   if (lane.role == LaneRole::kUrgent) {
     server = serve(std::move(opened), attempt);
     server->open();

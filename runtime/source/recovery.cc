@@ -67,7 +67,7 @@ void SourceDriver::drop_epoch() {
   control_thread_.join();
   std::shared_ptr<Lane> control;
   std::unique_ptr<BulkSender> bulk;
-  std::unique_ptr<PageServer> server;
+  std::unique_ptr<RequestServer> server;
   {
     const base::Lock lock(mutex_);
     changed_.wait(mutex_, [this]() UNDER_LOCK { return !watching_; });

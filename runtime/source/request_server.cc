@@ -28,9 +28,9 @@ std::uint32_t saturated_ns(base::Duration duration) {
 
 }  // namespace
 
-PageServer::PageServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, OwedPages& owed,
-                       PushOrder& order, SourceCounters& counters,
-                       std::function<void(const base::Error&)> lost)
+RequestServer::RequestServer(std::unique_ptr<Lane> lane, const SourceMemory& memory,
+                             OwedPages& owed, PushOrder& order, SourceCounters& counters,
+                             std::function<void(const base::Error&)> lost)
     : lane_(std::move(lane)),
       memory_(memory),
       owed_(owed),
@@ -40,19 +40,19 @@ PageServer::PageServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, O
   thread_ = base::NamedThread("tl-serve", [this] { run(); });
 }
 
-PageServer::~PageServer() {
+RequestServer::~RequestServer() {
   stop();
   thread_.join();
 }
 
-void PageServer::run() {
+void RequestServer::run() {
   const auto ended = serve();
   lost_(ended.ok() ? base::Error{ErrorKind::kDisconnected, 0, "receive",
                                  "the target closed the urgent lane"}
                    : ended.error());
 }
 
-Outcome PageServer::serve() {
+Outcome RequestServer::serve() {
   while (true) {
     const auto header = TRY(lane_->receive_header());
     if (!header.has_value()) {
@@ -66,7 +66,7 @@ Outcome PageServer::serve() {
   }
 }
 
-Outcome PageServer::answer(const FrameHeader& request) {
+Outcome RequestServer::answer(const FrameHeader& request) {
   const base::Instant since = base::system_clock().now();
   const PageRange range{PageIndex{request.first}, PageCount{request.count}};
   if (!memory_.layout().valid(range)) {
@@ -93,7 +93,7 @@ Outcome PageServer::answer(const FrameHeader& request) {
   return base::Done{};
 }
 
-Outcome PageServer::send_part(PageRange part, bool ends_sweep, base::Instant since) {
+Outcome RequestServer::send_part(PageRange part, bool ends_sweep, base::Instant since) {
   const auto bytes = TRY(memory_.copy(part, buffer_));
   FrameHeader header;
   header.flags =
@@ -101,7 +101,7 @@ Outcome PageServer::send_part(PageRange part, bool ends_sweep, base::Instant sin
   header.first = part.first.value;
   header.count = part.count.value;
   header.round = wire::kPostcopyRound;
-  const bool zero = all_zero(bytes);
+  const bool zero = base::all_zero(bytes);
   header.type = zero ? FrameType::kZeros : FrameType::kPages;
   const auto spent = base::system_clock().now() - since;
   header.service_ns = saturated_ns(spent);

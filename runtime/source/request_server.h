@@ -20,15 +20,15 @@ namespace towline::runtime {
 /// From the switch on it needs files and a socket: no KVM, no vCPU, no lock that bulk holds. The
 /// push order hears of a demand after its answer has left. A page that was pushed already is sent
 /// again: a duplicate is harmless, waiting is not.
-class PageServer {
+class RequestServer {
  public:
   /// `lost` is called once, from tl-serve, when the lane ends. All references outlive this.
-  PageServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, OwedPages& owed,
-             PushOrder& order, SourceCounters& counters,
-             std::function<void(const base::Error&)> lost);
-  PageServer(const PageServer&) = delete;
-  PageServer& operator=(const PageServer&) = delete;
-  ~PageServer();
+  RequestServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, OwedPages& owed,
+                PushOrder& order, SourceCounters& counters,
+                std::function<void(const base::Error&)> lost);
+  RequestServer(const RequestServer&) = delete;
+  RequestServer& operator=(const RequestServer&) = delete;
+  ~RequestServer();
 
   /// Requests may be answered from now on: the guest is parked and its last delta is owed. A
   /// request before that is a lie.

@@ -49,7 +49,7 @@ class Taken {
 
 void SwitchFlight::add(FrameHeader header, std::vector<std::byte> payload) {
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : crc32c(payload);
+  header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
   parts_.push_back(Part{wire::encode_header(header), std::move(payload)});
 }
 

@@ -55,7 +55,7 @@ void SourceDriver::watch() {
   std::optional<Watches> watches;
   while (true) {
     Lane* control = nullptr;
-    const PageServer* server = nullptr;
+    const RequestServer* server = nullptr;
     const BulkSender* bulk = nullptr;
     {
       const base::Lock lock(mutex_);
@@ -106,7 +106,7 @@ void SourceDriver::watch() {
 
 // A lane that is silent alone is a lane's loss; with the control lane, the link's. In a recovery
 // the data lanes are not there yet.
-void SourceDriver::judge(Watches& watches, Lane& control, const PageServer* server,
+void SourceDriver::judge(Watches& watches, Lane& control, const RequestServer* server,
                          const BulkSender* bulk) {
   const base::Instant now = clock_.now();
   LinkWatch& link = watches.link;
@@ -165,7 +165,7 @@ void SourceDriver::judge_lanes(Watches& watches, const BulkSender& bulk, bool co
 // there waits and says so, and it is not complete. A target that is busy, with room for a page or
 // whatever else, has a receiver that does not wait. What is told is at most one beat old.
 std::optional<base::Duration> SourceDriver::idle_together(Watches& watches, const Lane& control,
-                                                          const PageServer* server,
+                                                          const RequestServer* server,
                                                           const BulkSender* bulk) {
   bool idle = watches.serving && watches.target_idle && control.counts_frames() &&
               server != nullptr && bulk != nullptr && server->waits() &&

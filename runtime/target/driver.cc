@@ -156,7 +156,7 @@ Outcome TargetDriver::accept(const Description& description) {
   }
   auto transfer = std::make_unique<Transfer>(
       layout_, description.bulk_lanes, epoch,
-      TargetLanes::Hooks{
+      Receivers::Hooks{
           .progress = [this] { on_progress(); },
           .lost = [this](const base::Error& reason) { on_lane_lost(reason); },
           .room = [this] { return memory_room(); },
@@ -169,7 +169,7 @@ Outcome TargetDriver::accept(const Description& description) {
           .replaced = [this](LaneName lane,
                              std::uint32_t attempt) { on_lane_replaced(lane, attempt); }});
   transfer->memory = TRY(TargetMemory::prepare(machine_.regions(), layout_));
-  TargetLanes& lanes = transfer->lanes;
+  Receivers& lanes = transfer->lanes;
   const auto ask = [&lanes](std::span<const PageIndex> pages) { lanes.ask(pages); };
   transfer->receiver = std::make_unique<PageReceiver>(layout_, *transfer->memory, transfer->map,
                                                       transfer->requests, clock_, ask);

@@ -31,7 +31,7 @@ namespace towline::runtime {
 ///
 /// Threads: tl-listen (handshakes), tl-control (this class's run_control(): the session), tl-load
 /// (loads the machine and starts it: both may wait for pages), tl-urgent and tl-bulk-N
-/// (TargetLanes), tl-fault (FaultService), tl-watch (signs of life). Only tl-control decides that
+/// (Receivers), tl-fault (FaultService), tl-watch (signs of life). Only tl-control decides that
 /// the link is lost, after it has read its lane to the end: the run order may be in there still.
 ///
 /// A source that comes back in a greater epoch gets a tl-control of its own, which joins the one
@@ -59,14 +59,14 @@ class TargetDriver final : public Incoming {
   /// All that exists from an accepted description on. Made once.
   struct Transfer {
     Transfer(const MemoryLayout& layout, std::size_t bulk_lanes, std::uint64_t epoch,
-             TargetLanes::Hooks hooks)
+             Receivers::Hooks hooks)
         : map(layout.pages()), lanes(layout, map, bulk_lanes, epoch, std::move(hooks)) {}
 
     PageMap map;
     RequestTable requests{1U << 16U};  // Guess: far more than vCPUs and kernel workers can wait.
     std::unique_ptr<TargetMemory> memory;
     std::unique_ptr<PageReceiver> receiver;
-    TargetLanes lanes;
+    Receivers lanes;
     std::unique_ptr<FaultService> faults;
   };
 

@@ -9,7 +9,7 @@ double to_us(base::Duration duration) {
 
 }  // namespace
 
-FaultReport fault_report(const LatencyHistogram& stalls, std::uint64_t local,
+FaultReport fault_report(const base::LatencyHistogram& stalls, std::uint64_t local,
                          std::uint64_t outstanding) {
   FaultReport report;
   report.served = stalls.count();

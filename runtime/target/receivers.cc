@@ -41,28 +41,28 @@ base::Error corrupt_frame(std::string detail) {
 
 }  // namespace
 
-TargetLanes::TargetLanes(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-                         std::uint64_t epoch, Hooks hooks)
+Receivers::Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
+                     std::uint64_t epoch, Hooks hooks)
     : layout_(layout), map_(map), hooks_(std::move(hooks)), epoch_(epoch), bulk_(bulk_lanes) {
   for (std::size_t i = 0; i < bulk_.size(); ++i) {
     bulk_[i].name = LaneName{wire::LaneRole::kBulk, static_cast<std::uint8_t>(i)};
   }
 }
 
-TargetLanes::~TargetLanes() {
+Receivers::~Receivers() {
   shutdown();
   join();
 }
 
-void TargetLanes::join() {
+void Receivers::join() {
   urgent_.thread.join();
   for (Slot& slot : bulk_) {
     slot.thread.join();
   }
 }
 
-base::Expected<TargetLanes::Slot*> TargetLanes::slot_for(const Lane& lane, std::uint8_t number,
-                                                         std::uint64_t epoch) {
+base::Expected<Receivers::Slot*> Receivers::slot_for(const Lane& lane, std::uint8_t number,
+                                                     std::uint64_t epoch) {
   const bool urgent = lane.role() == wire::LaneRole::kUrgent;
   if (lane.role() == wire::LaneRole::kControl || (!urgent && number >= bulk_.size())) {
     return fail(ErrorKind::kRefused, "attach lane",
@@ -75,12 +75,12 @@ base::Expected<TargetLanes::Slot*> TargetLanes::slot_for(const Lane& lane, std::
   return urgent ? &urgent_ : &bulk_[number];
 }
 
-base::NamedThread TargetLanes::lane_thread(const Slot& slot, std::function<void()> body) {
+base::NamedThread Receivers::lane_thread(const Slot& slot, std::function<void()> body) {
   const bool urgent = slot.name.role == wire::LaneRole::kUrgent;
   return {urgent ? "tl-urgent" : fmt::format("tl-bulk-{}", slot.name.number), std::move(body)};
 }
 
-Outcome TargetLanes::attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch) {
+Outcome Receivers::attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch) {
   const base::Lock lock(mutex_);
   Slot& slot = *TRY(slot_for(*lane, number, epoch));
   if (slot.lane != nullptr || lost_) {
@@ -93,8 +93,8 @@ Outcome TargetLanes::attach(std::unique_ptr<Lane> lane, std::uint8_t number, std
   return base::Done{};
 }
 
-Outcome TargetLanes::replace(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch,
-                             std::uint32_t attempt) {
+Outcome Receivers::replace(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch,
+                           std::uint32_t attempt) {
   const base::Lock lock(mutex_);
   Slot& slot = *TRY(slot_for(*lane, number, epoch));
   if (slot.lane == nullptr || lost_ || !postcopy_) {
@@ -119,7 +119,7 @@ Outcome TargetLanes::replace(std::unique_ptr<Lane> lane, std::uint8_t number, st
 }
 
 // The receiver before this one has ended: here the fence of one lane is behind us.
-void TargetLanes::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt) {
+void Receivers::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt) {
   {
     const base::Lock lock(mutex_);
     if (lost_ || slot.attempt != attempt) {
@@ -135,7 +135,7 @@ void TargetLanes::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint
   run(slot, attempt);
 }
 
-void TargetLanes::renew(std::uint64_t epoch) {
+void Receivers::renew(std::uint64_t epoch) {
   shutdown();  // Whatever was attached since the last one: nobody is joined who is not ending.
   renew(urgent_);
   for (Slot& slot : bulk_) {
@@ -151,7 +151,7 @@ void TargetLanes::renew(std::uint64_t epoch) {
   lost_ = false;
 }
 
-void TargetLanes::renew(Slot& slot) {
+void Receivers::renew(Slot& slot) {
   slot.thread.join();
   const base::Lock lock(mutex_);
   if (slot.lane != nullptr) {
@@ -164,7 +164,7 @@ void TargetLanes::renew(Slot& slot) {
   slot.ended_for.reset();
 }
 
-Outcome TargetLanes::wait_attached(std::chrono::milliseconds patience) {
+Outcome Receivers::wait_attached(std::chrono::milliseconds patience) {
   const base::Lock lock(mutex_);
   const auto all_here = [this]() UNDER_LOCK {
     return urgent_.lane != nullptr && std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& slot) {
@@ -179,7 +179,7 @@ Outcome TargetLanes::wait_attached(std::chrono::milliseconds patience) {
   return base::Done{};
 }
 
-void TargetLanes::ask(std::span<const PageIndex> pages) {
+void Receivers::ask(std::span<const PageIndex> pages) {
   std::shared_ptr<Lane> lane;
   {
     const base::Lock lock(mutex_);
@@ -207,7 +207,7 @@ void TargetLanes::ask(std::span<const PageIndex> pages) {
   }
 }
 
-void TargetLanes::send_request(PageRange range, std::uint16_t flags) {
+void Receivers::send_request(PageRange range, std::uint16_t flags) {
   FrameHeader header;
   header.type = FrameType::kRequest;
   header.flags = flags;
@@ -223,7 +223,7 @@ void TargetLanes::send_request(PageRange range, std::uint16_t flags) {
   }
 }
 
-Outcome TargetLanes::wait_for_markers(std::uint32_t pass) {
+Outcome Receivers::wait_for_markers(std::uint32_t pass) {
   const base::Lock lock(mutex_);
   const auto all_seen = [&]() UNDER_LOCK {
     return std::all_of(bulk_.begin(), bulk_.end(),
@@ -242,8 +242,8 @@ Outcome TargetLanes::wait_for_markers(std::uint32_t pass) {
   return base::Done{};
 }
 
-std::optional<TargetLanes::OverdueMarker> TargetLanes::overdue_marker(base::Instant now,
-                                                                      base::Duration interval) {
+std::optional<Receivers::OverdueMarker> Receivers::overdue_marker(base::Instant now,
+                                                                  base::Duration interval) {
   const base::Lock lock(mutex_);
   const bool late = now - markers_looked_ > interval * 2;
   markers_looked_ = now;
@@ -266,19 +266,19 @@ std::optional<TargetLanes::OverdueMarker> TargetLanes::overdue_marker(base::Inst
   return longest;
 }
 
-void TargetLanes::give_up_markers(const std::string& reason) {
+void Receivers::give_up_markers(const std::string& reason) {
   const base::Lock lock(mutex_);
   given_up_ = reason;
   changed_.notify_all();
 }
 
-bool TargetLanes::all_wait() const {
+bool Receivers::all_wait() const {
   const base::Lock lock(mutex_);
   const auto waits = [](const Slot& slot) { return slot.lane != nullptr && slot.lane->waits(); };
   return waits(urgent_) && std::all_of(bulk_.begin(), bulk_.end(), waits);
 }
 
-void TargetLanes::finish_sending() {
+void Receivers::finish_sending() {
   const base::Lock lock(mutex_);
   if (urgent_.lane != nullptr) {
     ::shutdown(urgent_.lane->fd(), SHUT_WR);
@@ -290,7 +290,7 @@ void TargetLanes::finish_sending() {
   }
 }
 
-void TargetLanes::shutdown() {
+void Receivers::shutdown() {
   const base::Lock lock(mutex_);
   lost_ = true;
   changed_.notify_all();
@@ -304,12 +304,12 @@ void TargetLanes::shutdown() {
   }
 }
 
-std::optional<base::Duration> TargetLanes::unacknowledged() const {
+std::optional<base::Duration> Receivers::unacknowledged() const {
   const base::Lock lock(mutex_);
   return urgent_.lane == nullptr ? std::nullopt : unacknowledged_for(urgent_.lane->fd());
 }
 
-std::uint64_t TargetLanes::bytes_received() const {
+std::uint64_t Receivers::bytes_received() const {
   const base::Lock lock(mutex_);
   std::uint64_t sum = bytes_of_past_lanes_;
   sum += urgent_.lane != nullptr ? urgent_.lane->bytes_received() : 0;
@@ -320,7 +320,7 @@ std::uint64_t TargetLanes::bytes_received() const {
 }
 
 // A lane that is replaced leaves the others alone; every other end is the link's.
-void TargetLanes::report_end(Slot& slot, std::uint32_t attempt, base::Error reason) {
+void Receivers::report_end(Slot& slot, std::uint32_t attempt, base::Error reason) {
   std::shared_ptr<Lane> lane;
   bool alone = false;
   {
@@ -352,11 +352,11 @@ void TargetLanes::report_end(Slot& slot, std::uint32_t attempt, base::Error reas
   hooks_.lost(reason);
 }
 
-void TargetLanes::run(Slot& slot, std::uint32_t attempt) {
+void Receivers::run(Slot& slot, std::uint32_t attempt) {
   report_end(slot, attempt, read_until_end(slot));
 }
 
-base::Error TargetLanes::read_until_end(Slot& slot) {
+base::Error Receivers::read_until_end(Slot& slot) {
   const bool urgent = slot.name.role == wire::LaneRole::kUrgent;
   while (true) {
     auto header = slot.lane->receive_header();
@@ -377,7 +377,7 @@ base::Error TargetLanes::read_until_end(Slot& slot) {
   }
 }
 
-void TargetLanes::end_urgent(const base::Error& reason) {
+void Receivers::end_urgent(const base::Error& reason) {
   const base::Lock lock(mutex_);
   if (urgent_.lane != nullptr && !urgent_.broken_since.has_value()) {
     urgent_.ended_for = reason;
@@ -385,7 +385,7 @@ void TargetLanes::end_urgent(const base::Error& reason) {
   }
 }
 
-std::optional<base::Duration> TargetLanes::broken_for(base::Instant now) const {
+std::optional<base::Duration> Receivers::broken_for(base::Instant now) const {
   const base::Lock lock(mutex_);
   std::optional<base::Duration> longest;
   const auto look = [&](const Slot& slot) {
@@ -398,7 +398,7 @@ std::optional<base::Duration> TargetLanes::broken_for(base::Instant now) const {
   return longest;
 }
 
-Outcome TargetLanes::check_round(const Slot& slot, const FrameHeader& header) {
+Outcome Receivers::check_round(const Slot& slot, const FrameHeader& header) {
   const base::Lock lock(mutex_);
   const bool after = header.round == wire::kPostcopyRound;
   if (after != postcopy_ || (!after && header.round != slot.markers + 1)) {
@@ -409,7 +409,7 @@ Outcome TargetLanes::check_round(const Slot& slot, const FrameHeader& header) {
   return base::Done{};
 }
 
-Outcome TargetLanes::check_pages(const FrameHeader& header) const {
+Outcome Receivers::check_pages(const FrameHeader& header) const {
   if (!layout_.valid(range_of(header))) {
     return base::Err{
         corrupt_frame(fmt::format("pages [{}, +{}) are not in one region of the {} there are",
@@ -418,8 +418,8 @@ Outcome TargetLanes::check_pages(const FrameHeader& header) const {
   return base::Done{};
 }
 
-base::Expected<std::span<const std::byte>> TargetLanes::read_pages(
-    Lane& lane, const FrameHeader& header) const {
+base::Expected<std::span<const std::byte>> Receivers::read_pages(Lane& lane,
+                                                                 const FrameHeader& header) const {
   TRY(check_pages(header));
   const auto region = layout_.region_of(PageIndex{header.first});
   const std::uint64_t size = layout_.entries()[region].page_size.value * header.count;
@@ -430,7 +430,7 @@ base::Expected<std::span<const std::byte>> TargetLanes::read_pages(
   return lane.view_payload(header);
 }
 
-Outcome TargetLanes::check_room(std::uint64_t bytes) {
+Outcome Receivers::check_room(std::uint64_t bytes) {
   const std::uint64_t before = page_bytes_.fetch_add(bytes);
   const bool due = before == 0 || waiting_ != 0 ||
                    before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
@@ -440,7 +440,7 @@ Outcome TargetLanes::check_room(std::uint64_t bytes) {
 // A frame of a pass is in no hurry: without room the lane waits, with the frame in its own buffer
 // and no claim, and then tries again. Its marker comes later on this lane, so that nobody can take
 // the pass for done meanwhile.
-Outcome TargetLanes::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
+Outcome Receivers::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
   auto taken = take();
   bool waited = false;
   while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded && hooks_.wait_for_room) {
@@ -457,7 +457,7 @@ Outcome TargetLanes::take_in_pass(Slot& slot, const std::function<Outcome()>& ta
   return taken;
 }
 
-Outcome TargetLanes::wait_for_room(Slot& slot, const base::Error& reason) {
+Outcome Receivers::wait_for_room(Slot& slot, const base::Error& reason) {
   ++waiting_;
   auto waited = hooks_.wait_for_room(reason);
   --waiting_;
@@ -469,7 +469,7 @@ Outcome TargetLanes::wait_for_room(Slot& slot, const base::Error& reason) {
   return waited;
 }
 
-Outcome TargetLanes::on_bulk_frame(Slot& slot, const FrameHeader& header) {
+Outcome Receivers::on_bulk_frame(Slot& slot, const FrameHeader& header) {
   TRY(check_round(slot, header));
   const bool after = header.round == wire::kPostcopyRound;
   if (header.type == FrameType::kMarker) {
@@ -494,7 +494,7 @@ Outcome TargetLanes::on_bulk_frame(Slot& slot, const FrameHeader& header) {
   return take();
 }
 
-Outcome TargetLanes::on_marker(Slot& slot, const FrameHeader& header) {
+Outcome Receivers::on_marker(Slot& slot, const FrameHeader& header) {
   bool all_pushed = false;
   {
     const base::Lock lock(mutex_);
@@ -513,7 +513,7 @@ Outcome TargetLanes::on_marker(Slot& slot, const FrameHeader& header) {
   return base::Done{};
 }
 
-Outcome TargetLanes::on_urgent_frame(Slot& slot, const FrameHeader& header) {
+Outcome Receivers::on_urgent_frame(Slot& slot, const FrameHeader& header) {
   if (!postcopy_) {
     return base::Err{corrupt_frame("an answer came before anything was asked")};
   }
@@ -539,19 +539,19 @@ Outcome TargetLanes::on_urgent_frame(Slot& slot, const FrameHeader& header) {
 
 // Both ends agree on what was sent only up to the pages that arrived when nobody could take them:
 // once nothing more is pushed, the target collects what it still misses itself.
-void TargetLanes::sweep() {
+void Receivers::sweep() {
   const base::Lock lock(sweep_mutex_);
   begin_sweep();
   sweep_more();
 }
 
-void TargetLanes::begin_sweep() {
+void Receivers::begin_sweep() {
   sweep_at_ = PageIndex{0};
   sweep_found_ = false;
 }
 
 // Answers to earlier sweeps that are still to come on the lost lane never will.
-void TargetLanes::sweep_again() {
+void Receivers::sweep_again() {
   bool all_pushed = false;
   {
     const base::Lock lock(mutex_);
@@ -566,7 +566,7 @@ void TargetLanes::sweep_again() {
   }
 }
 
-void TargetLanes::sweep_more() {
+void Receivers::sweep_more() {
   const std::uint64_t size = layout_.largest_page().value;
   const std::uint64_t window =
       size == base::kSmallPage.value ? kSweepWindow : kSweepWindowOfHugePages;
@@ -585,7 +585,7 @@ void TargetLanes::sweep_more() {
 
 // Memory is looked through once, however many answers come after that; and once more when the last
 // of them was heard, for pages that somebody was bringing when their turn came and then gave up.
-std::optional<PageRange> TargetLanes::next_to_sweep(PageCount most) {
+std::optional<PageRange> Receivers::next_to_sweep(PageCount most) {
   while (true) {
     if (const auto run = map_.next_missing(sweep_at_, most)) {
       sweep_found_ = true;

@@ -28,7 +28,7 @@ namespace towline::runtime {
 ///
 /// It knows the order between lanes: the passes' markers, and which frames may come when.
 /// Threads: any.
-class TargetLanes {
+class Receivers {
  public:
   struct Hooks {
     /// A page arrived; something may be complete now.
@@ -51,11 +51,11 @@ class TargetLanes {
     std::function<void(LaneName, std::uint32_t)> replaced;
   };
 
-  TargetLanes(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-              std::uint64_t epoch, Hooks hooks);
-  TargetLanes(const TargetLanes&) = delete;
-  TargetLanes& operator=(const TargetLanes&) = delete;
-  ~TargetLanes();
+  Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
+            std::uint64_t epoch, Hooks hooks);
+  Receivers(const Receivers&) = delete;
+  Receivers& operator=(const Receivers&) = delete;
+  ~Receivers();
 
   /// Pages go there from now on. Before the first lane is attached.
   void deliver_to(PageReceiver& receiver) { receiver_ = &receiver; }

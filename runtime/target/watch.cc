@@ -66,7 +66,7 @@ void TargetDriver::watch() {
 // False: the link is lost. A lane that is silent beside a control lane that is not is replaced.
 bool TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control) {
   const base::Instant now = clock_.now();
-  TargetLanes& lanes = transfer_->lanes;
+  Receivers& lanes = transfer_->lanes;
   const auto of_control = unacknowledged_for(control.fd());
   const auto of_urgent = lanes.unacknowledged();
   const LinkVerdict verdict =

@@ -156,7 +156,7 @@ HeaderBytes encode_header(const FrameHeader& header) {
   writer.number(header.round);
   writer.number(header.service_ns);
   writer.number(header.payload_crc);
-  writer.number(crc32c(std::span(bytes).first(kOffsetHeaderCrc)));
+  writer.number(base::crc32c(std::span(bytes).first(kOffsetHeaderCrc)));
   return bytes;
 }
 
@@ -173,7 +173,7 @@ base::Expected<FrameHeader> decode_header(std::span<const std::byte, kHeaderByte
   header.service_ns = reader.number<std::uint32_t>();
   header.payload_crc = reader.number<std::uint32_t>();
   const auto said = reader.number<std::uint32_t>();
-  const std::uint32_t found = crc32c(bytes.first<kOffsetHeaderCrc>());
+  const std::uint32_t found = base::crc32c(bytes.first<kOffsetHeaderCrc>());
   if (said != found) {
     return corrupt(kHeaderStep, "the header's checksum is {:#010x}, its bytes give {:#010x}", said,
                    found);

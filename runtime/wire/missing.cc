@@ -65,7 +65,7 @@ MissingFrame encode_bitmap(const std::vector<PageRange>& runs) {
   frame.header.flags = kFlagBitmap;
   frame.header.length = static_cast<std::uint32_t>(frame.payload.size());
   frame.header.first = first.value;
-  frame.header.payload_crc = crc32c(frame.payload);
+  frame.header.payload_crc = base::crc32c(frame.payload);
   return frame;
 }
 

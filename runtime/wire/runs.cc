@@ -99,7 +99,7 @@ RunsWriter::Frame RunsWriter::take() {
   frame.header.length = static_cast<std::uint32_t>(frame.payload.size());
   frame.header.first = base_.value;
   frame.header.count = std::exchange(pages_, 0);
-  frame.header.payload_crc = crc32c(frame.payload);
+  frame.header.payload_crc = base::crc32c(frame.payload);
   return frame;
 }
 

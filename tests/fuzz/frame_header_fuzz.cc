@@ -45,8 +45,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::copy(input.begin(), input.end(), bytes.begin());
   decode_everywhere(bytes);
   // Once more with a good checksum, or nothing behind it would ever be reached.
-  const std::uint32_t crc =
-      towline::runtime::crc32c(std::span(bytes).first(wire::kOffsetHeaderCrc));
+  const std::uint32_t crc = towline::base::crc32c(std::span(bytes).first(wire::kOffsetHeaderCrc));
   for (std::size_t i = 0; i < 4; ++i) {
     bytes[wire::kOffsetHeaderCrc + i] = static_cast<std::byte>((crc >> (8 * i)) & 0xffU);
   }

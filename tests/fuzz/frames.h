@@ -32,9 +32,9 @@ inline void set_checksums(std::vector<std::byte>& bytes) {
     const std::size_t length =
         std::min<std::size_t>(number_at(bytes, at + wire::kOffsetLength), bytes.size() - behind);
     const auto payload = std::span(bytes).subspan(behind, length);
-    put_number(bytes, at + wire::kOffsetPayloadCrc, length == 0 ? 0 : runtime::crc32c(payload));
+    put_number(bytes, at + wire::kOffsetPayloadCrc, length == 0 ? 0 : base::crc32c(payload));
     put_number(bytes, at + wire::kOffsetHeaderCrc,
-               runtime::crc32c(std::span(bytes).subspan(at, wire::kOffsetHeaderCrc)));
+               base::crc32c(std::span(bytes).subspan(at, wire::kOffsetHeaderCrc)));
     at = behind + length;
   }
 }

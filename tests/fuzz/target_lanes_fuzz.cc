@@ -109,18 +109,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     (void)receiver.on_fault(base::PageIndex{waited});
   }
   std::promise<void> ended;
-  runtime::TargetLanes lanes(layout, map, 1, 1,
-                             {.progress = [] {},
-                              .lost =
-                                  [&](const base::Error& reason) {
-                                    ENSURE(!base::to_string(reason).empty(), "says why");
-                                    ended.set_value();
-                                  },
-                              .room = [] { return base::Outcome(base::Done{}); },
-                              .wait_for_room = {},
-                              .found_room = [] {},
-                              .broken = {},
-                              .replaced = {}});
+  runtime::Receivers lanes(layout, map, 1, 1,
+                           {.progress = [] {},
+                            .lost =
+                                [&](const base::Error& reason) {
+                                  ENSURE(!base::to_string(reason).empty(), "says why");
+                                  ended.set_value();
+                                },
+                            .room = [] { return base::Outcome(base::Done{}); },
+                            .wait_for_room = {},
+                            .found_room = [] {},
+                            .broken = {},
+                            .replaced = {}});
   lanes.deliver_to(receiver);
   if (after) {
     lanes.open_postcopy();

@@ -32,7 +32,7 @@ std::vector<Connection*> SourceLanes::all() const {
   return lanes;
 }
 
-std::vector<Connection*> TargetLanes::all() const {
+std::vector<Connection*> Receivers::all() const {
   std::vector<Connection*> lanes{control};
   if (urgent != nullptr) {
     lanes.push_back(urgent);
@@ -45,17 +45,17 @@ std::vector<Connection*> TargetLanes::all() const {
   return lanes;
 }
 
-bool TargetLanes::all_attached() const {
+bool Receivers::all_attached() const {
   return urgent != nullptr &&
          std::all_of(bulk.begin(), bulk.end(), [](const Bulk& one) { return one.lane != nullptr; });
 }
 
-bool TargetLanes::all_markers(std::uint32_t pass) const {
+bool Receivers::all_markers(std::uint32_t pass) const {
   return std::all_of(bulk.begin(), bulk.end(),
                      [pass](const Bulk& one) { return one.markers >= pass; });
 }
 
-bool TargetLanes::all_pushed() const {
+bool Receivers::all_pushed() const {
   return std::all_of(bulk.begin(), bulk.end(), [](const Bulk& one) { return one.pushed_all; });
 }
 

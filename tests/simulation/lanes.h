@@ -59,7 +59,7 @@ struct SourceLanes {
 };
 
 /// The lanes of one epoch as the target has them.
-struct TargetLanes {
+struct Receivers {
   struct Bulk {
     Connection* lane = nullptr;
     std::uint32_t markers = 0;
@@ -79,7 +79,7 @@ struct TargetLanes {
     return lane.role == runtime::wire::LaneRole::kUrgent ? urgent : bulk[lane.number].lane;
   }
 
-  TargetLanes(std::uint64_t number, std::size_t bulk_lanes) : epoch(number), bulk(bulk_lanes) {}
+  Receivers(std::uint64_t number, std::size_t bulk_lanes) : epoch(number), bulk(bulk_lanes) {}
 
   [[nodiscard]] std::vector<Connection*> all() const;
   [[nodiscard]] bool all_attached() const;

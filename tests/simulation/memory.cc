@@ -41,7 +41,7 @@ std::optional<Content> read_page(std::span<const std::byte> bytes, PageIndex pag
   std::memcpy(&number, bytes.data() + kNumberOffset, 8);
   std::memcpy(&content.tail, bytes.data() + kTailOffset, 8);
   const auto between = [&](std::size_t first, std::size_t end) {
-    return runtime::all_zero(bytes.subspan(first, end - first));
+    return base::all_zero(bytes.subspan(first, end - first));
   };
   const bool right = number == (content.zero() ? 0 : page.value + 1) && between(8, kNumberOffset) &&
                      between(kNumberOffset + 8, kTailOffset);

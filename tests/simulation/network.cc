@@ -13,7 +13,7 @@ using runtime::wire::kHeaderBytes;
 
 void Pipe::send(FrameHeader header, std::span<const std::byte> payload) {
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = runtime::crc32c(payload);
+  header.payload_crc = base::crc32c(payload);
   send_bytes(runtime::wire::encode_header(header));
   send_bytes(payload);
 }
@@ -100,7 +100,7 @@ base::Expected<std::optional<Frame>> Pipe::take(bool check_sum) {
   Frame frame{header_->value(), {first, first + header_->value().length}};
   taken_ += kHeaderBytes + frame.payload.size();
   header_.reset();
-  if (check_sum && runtime::crc32c(frame.payload) != frame.header.payload_crc) {
+  if (check_sum && base::crc32c(frame.payload) != frame.header.payload_crc) {
     return fail(ErrorKind::kCorrupt, "receive", "a payload's checksum is wrong");
   }
   return std::optional<Frame>(std::move(frame));

@@ -25,7 +25,7 @@ constexpr std::uint64_t kFlightPages = 3;
 void append_frame(std::vector<std::byte>& bytes, FrameHeader header,
                   std::span<const std::byte> payload = {}) {
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = runtime::crc32c(payload);
+  header.payload_crc = base::crc32c(payload);
   const auto head = runtime::wire::encode_header(header);
   bytes.insert(bytes.end(), head.begin(), head.end());
   bytes.insert(bytes.end(), payload.begin(), payload.end());

@@ -50,12 +50,12 @@ void TargetEnd::start() {
   }
 }
 
-void TargetEnd::start_thread(TargetLanes& lanes, const std::string& name, Task work) {
+void TargetEnd::start_thread(Receivers& lanes, const std::string& name, Task work) {
   ++lanes.threads;
   world_.add_actor(Process::kTarget, "target " + name, counted(lanes, std::move(work)));
 }
 
-Task TargetEnd::counted(TargetLanes& lanes, Task work) {
+Task TargetEnd::counted(Receivers& lanes, Task work) {
   co_await work;
   --lanes.threads;
 }
@@ -127,11 +127,11 @@ void TargetEnd::tell(FrameType type, std::span<const std::byte> payload) {
 
 // ---- the control lane ---------------------------------------------------------------------------
 
-Task TargetEnd::control(TargetLanes& lanes) {
+Task TargetEnd::control(Receivers& lanes) {
   co_await read_control(lanes);
 }
 
-Task TargetEnd::read_control(TargetLanes& lanes) {
+Task TargetEnd::read_control(Receivers& lanes) {
   Pipe& pipe = lanes.control->to_target;
   while (true) {
     co_await until([&pipe] { return pipe.readable(); });
@@ -159,7 +159,7 @@ Task TargetEnd::read_control(TargetLanes& lanes) {
 }
 
 /// False: the lane is of no use any more.
-bool TargetEnd::on_frame(TargetLanes& lanes, const Frame& frame) {
+bool TargetEnd::on_frame(Receivers& lanes, const Frame& frame) {
   const FrameType type = frame.header.type;
   if (type == FrameType::kStale) {
     return on_stale(frame);
@@ -214,7 +214,7 @@ bool TargetEnd::on_stale(const Frame& frame) {
 }
 
 /// A lane that broke after its marker has delivered all of the pass: the order behind it counts.
-bool TargetEnd::apply_round(TargetLanes& lanes, const Frame& frame) {
+bool TargetEnd::apply_round(Receivers& lanes, const Frame& frame) {
   if (!lanes.all_markers(frame.header.round) && !world_.planted(Plant::kStaleBeforeMarkers)) {
     return false;
   }
@@ -280,7 +280,7 @@ bool TargetEnd::on_order() {
 }
 
 /// Everything that the source sent was read. Only now it is known whether the order was among it.
-void TargetEnd::end_of_control(TargetLanes& lanes, bool corrupt) {
+void TargetEnd::end_of_control(Receivers& lanes, bool corrupt) {
   const bool over = state_ == TargetState::kCompleted || state_ == TargetState::kFailed ||
                     runtime::shuts_out(state_);
   if (state_ == TargetState::kReceiving) {

@@ -78,7 +78,7 @@ class TargetEnd {
   [[nodiscard]] std::uint64_t epoch_of_lanes() const { return now_->epoch; }
 
   /// The latest attempts at them, by lane_code().
-  [[nodiscard]] const std::map<std::uint64_t, TargetLanes::Fate>& fates() const {
+  [[nodiscard]] const std::map<std::uint64_t, Receivers::Fate>& fates() const {
     return now_->fates;
   }
 
@@ -92,60 +92,60 @@ class TargetEnd {
   /// What the lanes are to the session just now.
   enum class LinkState : std::uint8_t { kTied, kLost, kComparing };
 
-  Task control(TargetLanes& lanes);
-  Task control_again(TargetLanes& lanes, TargetLanes& before);
-  Task read_control(TargetLanes& lanes);
+  Task control(Receivers& lanes);
+  Task control_again(Receivers& lanes, Receivers& before);
+  Task read_control(Receivers& lanes);
   Task load();
-  Task bulk(TargetLanes& lanes, std::size_t number, Connection& lane, std::uint32_t attempt);
-  Task urgent(TargetLanes& lanes, Connection& lane, std::uint32_t attempt);
-  Task run_in_place(TargetLanes& lanes, runtime::LaneName name, Connection& lane,
+  Task bulk(Receivers& lanes, std::size_t number, Connection& lane, std::uint32_t attempt);
+  Task urgent(Receivers& lanes, Connection& lane, std::uint32_t attempt);
+  Task run_in_place(Receivers& lanes, runtime::LaneName name, Connection& lane,
                     std::uint32_t attempt);
   Task faults();
   Task vcpu(std::size_t thread);
   Task early_toucher();
 
-  bool on_frame(TargetLanes& lanes, const Frame& frame);
+  bool on_frame(Receivers& lanes, const Frame& frame);
   void on_describe();
   bool on_stale(const Frame& frame);
-  bool apply_round(TargetLanes& lanes, const Frame& frame);
+  bool apply_round(Receivers& lanes, const Frame& frame);
   bool on_first_pages(const Frame& frame);
   bool on_order();
   Task start_guest();
   void settle_link();
-  void end_of_control(TargetLanes& lanes, bool corrupt);
+  void end_of_control(Receivers& lanes, bool corrupt);
 
   // Recovery.
   [[nodiscard]] bool admits(const runtime::wire::Hello& hello) const;
   void deliver(Connection& connection, const runtime::wire::Hello& hello);
   void attach(Connection& connection, const runtime::wire::Hello& hello);
   void replace(Connection& connection, const runtime::wire::Hello& hello);
-  void replaced(TargetLanes& lanes, runtime::LaneName name, std::uint32_t attempt);
+  void replaced(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
   [[nodiscard]] bool replaces_lanes() const;
-  void answer_again(TargetLanes& lanes);
-  void tell_missing(TargetLanes& lanes, std::uint32_t attempt);
-  bool on_resume(TargetLanes& lanes);
-  void shut(TargetLanes& lanes);
+  void answer_again(Receivers& lanes);
+  void tell_missing(Receivers& lanes, std::uint32_t attempt);
+  bool on_resume(Receivers& lanes);
+  void shut(Receivers& lanes);
   Task abandon(bool poison);
   void reset_claims();
 
-  bool on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint32_t attempt,
+  bool on_bulk_frame(Receivers& lanes, std::uint8_t number, std::uint32_t attempt,
                      const Frame& frame);
-  Task wait_for_room(TargetLanes& lanes, runtime::LaneName name, std::uint32_t attempt,
+  Task wait_for_room(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt,
                      const Frame& frame);
-  bool on_marker(TargetLanes& lanes, TargetLanes::Bulk& lane, const Frame& frame);
-  bool on_urgent_frame(TargetLanes& lanes, std::uint32_t attempt, const Frame& frame);
+  bool on_marker(Receivers& lanes, Receivers::Bulk& lane, const Frame& frame);
+  bool on_urgent_frame(Receivers& lanes, std::uint32_t attempt, const Frame& frame);
   bool settled(const base::Outcome& outcome);
-  void lane_lost(TargetLanes& lanes, runtime::LaneName name, std::uint32_t attempt, bool corrupt);
+  void lane_lost(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt, bool corrupt);
   void keep_a_claim();
-  void check_epoch(TargetLanes& lanes, runtime::LaneName name, std::uint32_t attempt);
-  static void finish_sending(TargetLanes& lanes);
+  void check_epoch(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
+  static void finish_sending(Receivers& lanes);
 
-  void start_thread(TargetLanes& lanes, const std::string& name, Task work);
-  Task counted(TargetLanes& lanes, Task work);
+  void start_thread(Receivers& lanes, const std::string& name, Task work);
+  Task counted(Receivers& lanes, Task work);
   void tell(runtime::wire::FrameType type, std::span<const std::byte> payload = {});
   void ask(std::span<const base::PageIndex> pages);
   void ask_again(base::PageRange range);
-  void sweep_more(TargetLanes& lanes);
+  void sweep_more(Receivers& lanes);
   void progress();
   void check_delta();
   bool step(runtime::TargetEvent event);
@@ -160,8 +160,8 @@ class TargetEnd {
   runtime::RunGate gate_{runtime::Ownership::kIncoming};
   runtime::TargetState state_ = runtime::TargetState::kListening;
 
-  std::deque<TargetLanes> epochs_;
-  TargetLanes* now_ = nullptr;  // The epoch whose lanes are used.
+  std::deque<Receivers> epochs_;
+  Receivers* now_ = nullptr;  // The epoch whose lanes are used.
   std::uint64_t newest_ = 1;
   LinkState link_ = LinkState::kTied;
   std::map<std::uint64_t, std::uint32_t> attached_;  // Attempts in use, by lane_code().

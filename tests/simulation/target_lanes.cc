@@ -21,7 +21,7 @@ constexpr std::uint64_t kSweepWindow = 2;
 
 }  // namespace
 
-Task TargetEnd::bulk(TargetLanes& lanes, std::size_t number, Connection& lane,
+Task TargetEnd::bulk(Receivers& lanes, std::size_t number, Connection& lane,
                      std::uint32_t attempt) {
   const LaneName name{LaneRole::kBulk, static_cast<std::uint8_t>(number)};
   Pipe& pipe = lane.to_target;
@@ -55,7 +55,7 @@ Task TargetEnd::bulk(TargetLanes& lanes, std::size_t number, Connection& lane,
 }
 
 /// Again and again, until the frame was stored or there is nothing left to store it for.
-Task TargetEnd::wait_for_room(TargetLanes& lanes, LaneName name, std::uint32_t attempt,
+Task TargetEnd::wait_for_room(Receivers& lanes, LaneName name, std::uint32_t attempt,
                               const Frame& frame) {
   world_.saw("a lane that waited for room");
   ++world_.wait_for_room;
@@ -81,7 +81,7 @@ void TargetEnd::keep_a_claim() {
   }
 }
 
-void TargetEnd::check_epoch(TargetLanes& lanes, LaneName name, std::uint32_t attempt) {
+void TargetEnd::check_epoch(Receivers& lanes, LaneName name, std::uint32_t attempt) {
   if (lanes.epoch != now_->epoch) {
     world_.fail("a frame of an old epoch was installed");
   }
@@ -90,10 +90,10 @@ void TargetEnd::check_epoch(TargetLanes& lanes, LaneName name, std::uint32_t att
   }
 }
 
-bool TargetEnd::on_bulk_frame(TargetLanes& lanes, std::uint8_t number, std::uint32_t attempt,
+bool TargetEnd::on_bulk_frame(Receivers& lanes, std::uint8_t number, std::uint32_t attempt,
                               const Frame& frame) {
   check_epoch(lanes, LaneName{LaneRole::kBulk, number}, attempt);
-  TargetLanes::Bulk& lane = lanes.bulk[number];
+  Receivers::Bulk& lane = lanes.bulk[number];
   lane.no_room = false;
   const FrameHeader& header = frame.header;
   const bool after = header.round == kPostcopyRound;
@@ -129,7 +129,7 @@ bool TargetEnd::settled(const base::Outcome& outcome) {
   return true;
 }
 
-bool TargetEnd::on_marker(TargetLanes& lanes, TargetLanes::Bulk& lane, const Frame& frame) {
+bool TargetEnd::on_marker(Receivers& lanes, Receivers::Bulk& lane, const Frame& frame) {
   if (frame.header.round != kPostcopyRound) {
     lane.markers = frame.header.round;
     return true;
@@ -141,7 +141,7 @@ bool TargetEnd::on_marker(TargetLanes& lanes, TargetLanes::Bulk& lane, const Fra
   return true;
 }
 
-void TargetEnd::sweep_more(TargetLanes& lanes) {
+void TargetEnd::sweep_more(Receivers& lanes) {
   if (lanes.urgent == nullptr) {
     return;  // Everything was pushed before there was a lane to ask on: on_resume() sweeps.
   }
@@ -166,7 +166,7 @@ void TargetEnd::sweep_more(TargetLanes& lanes) {
   }
 }
 
-Task TargetEnd::urgent(TargetLanes& lanes, Connection& lane, std::uint32_t attempt) {
+Task TargetEnd::urgent(Receivers& lanes, Connection& lane, std::uint32_t attempt) {
   const LaneName name{LaneRole::kUrgent, 0};
   Pipe& pipe = lane.to_target;
   while (true) {
@@ -183,7 +183,7 @@ Task TargetEnd::urgent(TargetLanes& lanes, Connection& lane, std::uint32_t attem
   }
 }
 
-bool TargetEnd::on_urgent_frame(TargetLanes& lanes, std::uint32_t attempt, const Frame& frame) {
+bool TargetEnd::on_urgent_frame(Receivers& lanes, std::uint32_t attempt, const Frame& frame) {
   check_epoch(lanes, LaneName{LaneRole::kUrgent, 0}, attempt);
   if (!postcopy_ || !world_.layout.valid(frame.pages())) {
     world_.fail("an answer to what was not asked");
@@ -221,7 +221,7 @@ void TargetEnd::ask_again(PageRange range) {
 // ---- the end of a lane --------------------------------------------------------------------------
 
 /// A lane that may be replaced leaves the others alone.
-void TargetEnd::lane_lost(TargetLanes& lanes, LaneName name, std::uint32_t attempt, bool corrupt) {
+void TargetEnd::lane_lost(Receivers& lanes, LaneName name, std::uint32_t attempt, bool corrupt) {
   --lanes.fate(name).readers;
   if (lanes.fate(name).attempt != attempt && !lanes.lost) {
     return;  // Another one waits for this thread.
@@ -250,7 +250,7 @@ void TargetEnd::lane_lost(TargetLanes& lanes, LaneName name, std::uint32_t attem
   finish_sending(lanes);
 }
 
-void TargetEnd::finish_sending(TargetLanes& lanes) {
+void TargetEnd::finish_sending(Receivers& lanes) {
   for (Connection* lane : lanes.all()) {
     if (lane != lanes.control) {
       lane->to_source.close();

@@ -88,14 +88,14 @@ void TargetEnd::deliver(Connection& connection, const Hello& hello) {
     }
   }
   newest_ = hello.epoch;
-  TargetLanes& before = epochs_.back();
+  Receivers& before = epochs_.back();
   if (!world_.planted(Plant::kOldFrameInstalled)) {
     shut(before);
   } else {
     before.control->to_source.close();
     before.control->to_target.shut(world_.random);
   }
-  TargetLanes& fresh = epochs_.emplace_back(hello.epoch, before.bulk.size());
+  Receivers& fresh = epochs_.emplace_back(hello.epoch, before.bulk.size());
   fresh.control = &connection;
   world_.add_actor(Process::kTarget, "target control again", control_again(fresh, before));
 }
@@ -128,7 +128,7 @@ void TargetEnd::attach(Connection& connection, const Hello& hello) {
 // ---- a new epoch --------------------------------------------------------------------------------
 
 /// Ends every lane at once, in both directions.
-void TargetEnd::shut(TargetLanes& lanes) {
+void TargetEnd::shut(Receivers& lanes) {
   lanes.lost = true;
   for (Connection* lane : lanes.all()) {
     lane->to_source.close();
@@ -138,7 +138,7 @@ void TargetEnd::shut(TargetLanes& lanes) {
 
 /// Begins when every thread of the epoch before has ended: each claim of theirs is released or
 /// installed.
-Task TargetEnd::control_again(TargetLanes& lanes, TargetLanes& before) {
+Task TargetEnd::control_again(Receivers& lanes, Receivers& before) {
   const bool joins =
       !world_.planted(Plant::kOldFrameInstalled) && !world_.planted(Plant::kClaimsResetEarly);
   co_await until(
@@ -171,7 +171,7 @@ void TargetEnd::reset_claims() {
   }
 }
 
-void TargetEnd::answer_again(TargetLanes& lanes) {
+void TargetEnd::answer_again(Receivers& lanes) {
   if (state_ == TargetState::kFailed) {
     return tell(FrameType::kNever);
   }
@@ -185,7 +185,7 @@ void TargetEnd::answer_again(TargetLanes& lanes) {
   tell_missing(lanes, 0);
 }
 
-void TargetEnd::tell_missing(TargetLanes& lanes, std::uint32_t attempt) {
+void TargetEnd::tell_missing(Receivers& lanes, std::uint32_t attempt) {
   std::uint64_t told = 0;
   PageIndex at{0};
   while (const auto frame = runtime::wire::encode_missing(
@@ -203,7 +203,7 @@ void TargetEnd::tell_missing(TargetLanes& lanes, std::uint32_t attempt) {
   lanes.control->to_source.send({.type = FrameType::kMissingEnd, .count = told, .round = attempt});
 }
 
-bool TargetEnd::on_resume(TargetLanes& lanes) {
+bool TargetEnd::on_resume(Receivers& lanes) {
   if (runtime::shuts_out(state_)) {
     return false;
   }
@@ -235,7 +235,7 @@ void TargetEnd::give_up_source(bool poison) {
   }
   world_.link_harmed = true;
   world_.source_given_up = true;
-  for (TargetLanes& one : epochs_) {
+  for (Receivers& one : epochs_) {
     shut(one);
   }
   world_.add_actor(Process::kTarget, "target abandons", abandon(poison));
@@ -244,9 +244,8 @@ void TargetEnd::give_up_source(bool poison) {
 /// Begins when every thread of every epoch has ended.
 Task TargetEnd::abandon(bool poison) {
   co_await until([this] {
-    return std::all_of(epochs_.begin(), epochs_.end(), [](const TargetLanes& one) {
-      return one.control_ended && one.threads == 0;
-    });
+    return std::all_of(epochs_.begin(), epochs_.end(),
+                       [](const Receivers& one) { return one.control_ended && one.threads == 0; });
   });
   progress();
   if (state_ != TargetState::kAbandoning || map_.missing().value == 0) {
@@ -287,7 +286,7 @@ bool TargetEnd::uneasy() const {
 void TargetEnd::die(bool host) {
   world_.kill(Process::kTarget);
   world_.runs_there = false;
-  for (TargetLanes& one : epochs_) {
+  for (Receivers& one : epochs_) {
     for (Connection* lane : one.all()) {
       lane->to_source.cut(world_.random);
       lane->to_source.freeze(host && !lane->to_source.over());

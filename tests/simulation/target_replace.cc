@@ -17,7 +17,7 @@ bool TargetEnd::replaces_lanes() const {
 
 /// What was true at the greeting may not be true any more.
 void TargetEnd::replace(Connection& connection, const Hello& hello) {
-  TargetLanes& lanes = *now_;
+  Receivers& lanes = *now_;
   const LaneName name{hello.role, hello.lane};
   const bool due = hello.epoch == lanes.epoch && hello.epoch == newest_ && !lanes.lost &&
                    lanes.place_of(name) != nullptr;
@@ -42,7 +42,7 @@ void TargetEnd::replace(Connection& connection, const Hello& hello) {
 }
 
 /// The fence of one lane: its receiver has ended, and what it held is settled.
-Task TargetEnd::run_in_place(TargetLanes& lanes, LaneName name, Connection& lane,
+Task TargetEnd::run_in_place(Receivers& lanes, LaneName name, Connection& lane,
                              std::uint32_t attempt) {
   const bool joins = !world_.planted(Plant::kLaneNotJoined);
   co_await until(
@@ -63,7 +63,7 @@ Task TargetEnd::run_in_place(TargetLanes& lanes, LaneName name, Connection& lane
   }
 }
 
-void TargetEnd::replaced(TargetLanes& lanes, LaneName name, std::uint32_t attempt) {
+void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt) {
   if (name.role == LaneRole::kBulk) {
     lanes.bulk[name.number].pushed_all = false;
     if (!world_.planted(Plant::kLaneMissingEarly)) {

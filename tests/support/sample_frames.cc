@@ -55,7 +55,7 @@ Payload guest_pages(std::size_t count) {
 SampleFrame frame(std::string name, LaneRole lane, Direction direction, FrameHeader header,
                   Payload payload = {}) {
   header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = runtime::crc32c(payload);
+  header.payload_crc = base::crc32c(payload);
   return {std::move(name), lane, direction, header, std::move(payload)};
 }
 

@@ -33,7 +33,7 @@ constexpr std::chrono::seconds kPatience{2};
 /// machines and wait for the answers: nothing else depends on this loop.
 class Watch {
  public:
-  Watch(runtime::EventLoop& loop, Move& move)
+  Watch(base::EventLoop& loop, Move& move)
       : loop_(loop), move_(move), progress_(stderr, ::isatty(STDERR_FILENO) == 1) {}
 
   MoveView run() {
@@ -77,7 +77,7 @@ class Watch {
     loop_.stop();
   }
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   Move& move_;
   Progress progress_;
   MoveView view_;
@@ -86,7 +86,7 @@ class Watch {
 base::Expected<MoveView> carry_out(const MigrateArguments& arguments) {
   auto source = TRY(QmpClient::connect(arguments.source));
   auto target = TRY(QmpClient::connect(arguments.target));
-  auto loop = TRY(runtime::EventLoop::create());
+  auto loop = TRY(base::EventLoop::create());
   Move move(source, target, arguments);
   TRY(move.prepare());
   Watch watch(*loop, move);

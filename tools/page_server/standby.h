@@ -34,7 +34,7 @@ namespace towline::tools {
 class Standby {
  public:
   struct Parts {
-    runtime::EventLoop& loop;
+    base::EventLoop& loop;
     monitor::Monitor& monitor;
     KeptGuest& guest;
     KeptMigrations& factory;
@@ -68,7 +68,7 @@ class Standby {
     std::vector<base::OwnedFd> files;
     std::int64_t source = 0;     ///< Its pid.
     base::OwnedFd source_ended;  ///< A pidfd; not valid: it had ended before.
-    std::unique_ptr<runtime::EventLoop::Handle> watch;
+    std::unique_ptr<base::EventLoop::Handle> watch;
     base::OwnedFd claim;
     bool kept_elsewhere = false;  ///< The service manager has confirmed that it holds all of it.
   };
@@ -76,7 +76,7 @@ class Standby {
   /// A connection, until it has handed something over or is dropped.
   struct Visitor {
     base::OwnedFd socket;
-    std::unique_ptr<runtime::EventLoop::Handle> readable;
+    std::unique_ptr<base::EventLoop::Handle> readable;
   };
 
   void on_readable(Visitor* visitor);
@@ -99,11 +99,11 @@ class Standby {
   const bool daemon_;
   std::string path_;
   base::OwnedFd listener_;
-  std::unique_ptr<runtime::EventLoop::Handle> accepting_;
+  std::unique_ptr<base::EventLoop::Handle> accepting_;
   std::vector<std::unique_ptr<Visitor>> visitors_;
   Visitor* source_ = nullptr;  // The one whose session this is, while it is connected.
   std::optional<Session> session_;
-  std::unique_ptr<runtime::EventLoop::Handle> retry_;
+  std::unique_ptr<base::EventLoop::Handle> retry_;
   std::unique_ptr<runtime::KeptMachine> machine_;
   std::unique_ptr<StatusTap> tap_;
 };

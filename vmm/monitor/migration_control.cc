@@ -15,7 +15,7 @@ using runtime::MigrationStatus;
 /// Carries what the migration's threads say over to the loop.
 class MigrationControl::Observer final : public runtime::MigrationObserver {
  public:
-  Observer(runtime::EventLoop& loop, std::shared_ptr<MigrationWatcher*> link, Role role)
+  Observer(base::EventLoop& loop, std::shared_ptr<MigrationWatcher*> link, Role role)
       : loop_(loop), role_(role), link_(std::move(link)) {}
 
   void on_status(MigrationStatus status) override {
@@ -47,7 +47,7 @@ class MigrationControl::Observer final : public runtime::MigrationObserver {
     });
   }
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   const Role role_;
   const std::shared_ptr<MigrationWatcher*> link_;  // shared: see MigrationControl::link_.
 };
@@ -81,9 +81,8 @@ bool is_over(MigrationStatus status) {
 
 }  // namespace
 
-MigrationControl::MigrationControl(runtime::EventLoop& loop, Guest& guest,
-                                   MigrationFactory& factory, MigrationWatcher& watcher,
-                                   MigrationConfig config)
+MigrationControl::MigrationControl(base::EventLoop& loop, Guest& guest, MigrationFactory& factory,
+                                   MigrationWatcher& watcher, MigrationConfig config)
     : loop_(loop),
       guest_(guest),
       factory_(factory),

@@ -61,7 +61,7 @@ struct RoleReport {
 class MigrationControl {
  public:
   /// All four outlive this.
-  MigrationControl(runtime::EventLoop& loop, Guest& guest, MigrationFactory& factory,
+  MigrationControl(base::EventLoop& loop, Guest& guest, MigrationFactory& factory,
                    MigrationWatcher& watcher, MigrationConfig config);
   ~MigrationControl();
   MigrationControl(const MigrationControl&) = delete;
@@ -133,7 +133,7 @@ class MigrationControl {
   std::unique_ptr<Observer> observe(Role role);
   std::shared_ptr<bool> announce_setup(Role role);
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   Guest& guest_;
   MigrationFactory& factory_;
   const MigrationConfig config_;

@@ -29,7 +29,7 @@ class MachineEvents final : public vmm::MachineListener {
   /// Called on the loop's thread. `to` may be null again before its end.
   void deliver_to(vmm::MachineListener* to) { to_ = to; }
 
-  explicit MachineEvents(runtime::EventLoop& loop) : loop_(loop) {}
+  explicit MachineEvents(base::EventLoop& loop) : loop_(loop) {}
 
   void on_stop() override;
   void on_resume() override;
@@ -40,7 +40,7 @@ class MachineEvents final : public vmm::MachineListener {
  private:
   void tell(std::function<void(vmm::MachineListener&)> what);
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   vmm::MachineListener* to_ = nullptr;  // The loop's thread.
 };
 
@@ -51,7 +51,7 @@ class MachineEvents final : public vmm::MachineListener {
 class Monitor final : public Quitter, private MigrationWatcher, private vmm::MachineListener {
  public:
   struct Parts {
-    runtime::EventLoop& loop;
+    base::EventLoop& loop;
     Guest& guest;
     MigrationFactory& factory;
     MachineEvents& machine_events;

@@ -84,8 +84,8 @@ struct QmpServer::Listener {
   bool events = true;
   base::OwnedFd fd;
   std::size_t clients = 0;
-  std::unique_ptr<runtime::EventLoop::Handle> watch;
-  std::unique_ptr<runtime::EventLoop::Handle> pause;
+  std::unique_ptr<base::EventLoop::Handle> watch;
+  std::unique_ptr<base::EventLoop::Handle> pause;
 };
 
 /// A connection: its session, what it has not read yet, and its watches.
@@ -173,11 +173,11 @@ class QmpServer::Client {
   std::string queue_;
   bool at_end_ = false;
   bool dead_ = false;
-  std::unique_ptr<runtime::EventLoop::Handle> readable_;
-  std::unique_ptr<runtime::EventLoop::Handle> writable_;
+  std::unique_ptr<base::EventLoop::Handle> readable_;
+  std::unique_ptr<base::EventLoop::Handle> writable_;
 };
 
-QmpServer::QmpServer(runtime::EventLoop& loop, CommandContext& context)
+QmpServer::QmpServer(base::EventLoop& loop, CommandContext& context)
     : loop_(loop), context_(context) {
 }
 

@@ -28,7 +28,7 @@ inline constexpr std::size_t kMaxClients = 64;
 class QmpServer {
  public:
   /// Both outlive this.
-  QmpServer(runtime::EventLoop& loop, CommandContext& context);
+  QmpServer(base::EventLoop& loop, CommandContext& context);
   ~QmpServer();
   QmpServer(const QmpServer&) = delete;
   QmpServer& operator=(const QmpServer&) = delete;
@@ -53,7 +53,7 @@ class QmpServer {
   void admit(Listener& listener, base::OwnedFd fd);
   void remove_dead();
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   CommandContext& context_;
   std::list<std::unique_ptr<Listener>> listeners_;
   std::list<std::unique_ptr<Client>> clients_;

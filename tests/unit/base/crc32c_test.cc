@@ -21,8 +21,8 @@ std::vector<std::byte> random_bytes(std::mt19937_64& random, std::size_t size) {
 }
 
 void check_both(std::span<const std::byte> bytes, std::uint32_t expected) {
-  CHECK(crc32c(bytes) == expected);
-  CHECK(crc32c_portable(bytes) == expected);
+  CHECK(base::crc32c(bytes) == expected);
+  CHECK(base::crc32c_portable(bytes) == expected);
 }
 
 TEST_CASE("CRC32C gives the published check value") {
@@ -49,12 +49,12 @@ TEST_CASE("the instruction and the table agree on every length and alignment") {
   const std::span<const std::byte> all(bytes);
   for (std::size_t length = 0; length < 300; ++length) {
     const auto part = all.subspan(random() % 64, length);
-    REQUIRE(crc32c(part) == crc32c_portable(part));
+    REQUIRE(base::crc32c(part) == base::crc32c_portable(part));
   }
   for (int i = 0; i < 400; ++i) {
     const auto part = all.subspan(random() % 64, random() % 19'000);
     const auto seed = static_cast<std::uint32_t>(random());
-    REQUIRE(crc32c(part, seed) == crc32c_portable(part, seed));
+    REQUIRE(base::crc32c(part, seed) == base::crc32c_portable(part, seed));
   }
 }
 
@@ -63,17 +63,17 @@ TEST_CASE("a checksum can be taken in parts") {
   const std::vector<std::byte> bytes = random_bytes(random, 9000);
   const std::span<const std::byte> all(bytes);
   for (const std::size_t cut : {0U, 1U, 7U, 1360U, 4079U, 4080U, 4096U, 8999U, 9000U}) {
-    CHECK(crc32c(all.subspan(cut), crc32c(all.first(cut))) == crc32c(all));
+    CHECK(base::crc32c(all.subspan(cut), base::crc32c(all.first(cut))) == base::crc32c(all));
   }
 }
 
 TEST_CASE("one flipped bit anywhere in a page changes its checksum") {
   std::mt19937_64 random(3);
   std::vector<std::byte> page = random_bytes(random, 4096);
-  const std::uint32_t good = crc32c(page);
+  const std::uint32_t good = base::crc32c(page);
   for (std::size_t at = 0; at < page.size(); at += 13) {
     page[at] ^= std::byte{0x10};
-    REQUIRE(crc32c(page) != good);
+    REQUIRE(base::crc32c(page) != good);
     page[at] ^= std::byte{0x10};
   }
 }
@@ -81,16 +81,16 @@ TEST_CASE("one flipped bit anywhere in a page changes its checksum") {
 TEST_CASE("a page is all zero unless one of its bytes is not, wherever that is") {
   std::vector<std::byte> bytes(4096 + 16, std::byte{0});
   const std::span<std::byte> page = std::span(bytes).subspan(3, 4096 + 5);
-  CHECK(all_zero(page));
-  CHECK(all_zero({}));
+  CHECK(base::all_zero(page));
+  CHECK(base::all_zero({}));
   for (std::size_t at = 0; at < page.size(); ++at) {
     page[at] = std::byte{1};
-    REQUIRE_FALSE(all_zero(page));
+    REQUIRE_FALSE(base::all_zero(page));
     page[at] = std::byte{0};
   }
   bytes[2] = std::byte{1};
   bytes[3 + 4096 + 5] = std::byte{1};
-  CHECK(all_zero(page));
+  CHECK(base::all_zero(page));
 }
 
 }  // namespace

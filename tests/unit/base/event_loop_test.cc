@@ -16,8 +16,8 @@
 namespace towline::runtime {
 namespace {
 
-std::unique_ptr<EventLoop> make_loop() {
-  auto made = EventLoop::create();
+std::unique_ptr<base::EventLoop> make_loop() {
+  auto made = base::EventLoop::create();
   REQUIRE(made.ok());
   return std::move(made).value();
 }
@@ -104,7 +104,7 @@ TEST_CASE("a watch may be destroyed inside its own callback, with what the callb
   const Pipe pipe;
   pipe.put('a');
   int calls = 0;
-  std::unique_ptr<EventLoop::Handle> watch;
+  std::unique_ptr<base::EventLoop::Handle> watch;
   auto held = std::make_shared<int>(7);
   watch = loop->on_readable(pipe.reader.get(), [&, held] {
     ++calls;
@@ -124,8 +124,8 @@ TEST_CASE("a watch destroyed by another callback of the same round is not called
   first.put('1');
   second.put('2');
   int calls = 0;
-  std::unique_ptr<EventLoop::Handle> one;
-  std::unique_ptr<EventLoop::Handle> two;
+  std::unique_ptr<base::EventLoop::Handle> one;
+  std::unique_ptr<base::EventLoop::Handle> two;
   const auto only_me = [&] {
     ++calls;
     one.reset();
@@ -142,7 +142,7 @@ TEST_CASE("a descriptor may be watched for both directions at once") {
   const auto loop = make_loop();
   const Pipe pipe;
   int wrote = 0;
-  std::unique_ptr<EventLoop::Handle> writable;
+  std::unique_ptr<base::EventLoop::Handle> writable;
   writable = loop->on_writable(pipe.writer.get(), [&] {
     ++wrote;
     writable.reset();

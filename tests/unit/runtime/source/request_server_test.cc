@@ -65,9 +65,9 @@ TEST_CASE("a request is answered while whoever decides the push's order is busy"
   std::array<int, 2> ends{};
   REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0);
   Lane target(base::OwnedFd(ends[1]), wire::LaneRole::kUrgent, wire::Direction::kToTarget);
-  PageServer server(std::make_unique<Lane>(base::OwnedFd(ends[0]), wire::LaneRole::kUrgent,
-                                           wire::Direction::kToSource),
-                    memory, owed, order, counters, [](const base::Error& /*reason*/) {});
+  RequestServer server(std::make_unique<Lane>(base::OwnedFd(ends[0]), wire::LaneRole::kUrgent,
+                                              wire::Direction::kToSource),
+                       memory, owed, order, counters, [](const base::Error& /*reason*/) {});
   server.open();
 
   wire::FrameHeader request;

@@ -68,7 +68,7 @@ TEST_CASE("every frame released with version 1 is still understood") {
     CHECK(header.value() == frame.header);
     const auto payload = std::span(released).subspan(kHeaderBytes);
     CHECK(payload.size() == header.value().length);
-    CHECK(crc32c(payload) == header.value().payload_crc);
+    CHECK(base::crc32c(payload) == header.value().payload_crc);
   }
 }
 

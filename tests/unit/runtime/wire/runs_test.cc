@@ -55,7 +55,7 @@ TEST_CASE("runs are gaps and lengths in LEB128, the first gap from the header's 
   CHECK(frame.header.first == 1000);
   CHECK(frame.header.count == 201);
   CHECK(frame.header.length == 5);
-  CHECK(frame.header.payload_crc == crc32c(frame.payload));
+  CHECK(frame.header.payload_crc == base::crc32c(frame.payload));
   CHECK(writer.empty());
 }
 

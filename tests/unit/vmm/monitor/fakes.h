@@ -203,14 +203,14 @@ class FakeFactory final : public MigrationFactory {
   }
 };
 
-inline std::unique_ptr<runtime::EventLoop> make_loop() {
-  auto made = runtime::EventLoop::create();
+inline std::unique_ptr<base::EventLoop> make_loop() {
+  auto made = base::EventLoop::create();
   REQUIRE(made.ok());
   return std::move(made).value();
 }
 
 /// Runs what has been posted so far.
-inline void run_posted(runtime::EventLoop& loop) {
+inline void run_posted(base::EventLoop& loop) {
   loop.stop();
   loop.run();
 }
@@ -277,7 +277,7 @@ class Desk : private MigrationWatcher, private Quitter {
     run_posted(*loop);
   }
 
-  std::unique_ptr<runtime::EventLoop> loop;
+  std::unique_ptr<base::EventLoop> loop;
   FakeGuest guest;
   FakeFactory factory;
   MigrationControl migration;
@@ -323,7 +323,7 @@ class Desk : private MigrationWatcher, private Quitter {
 /// A client on a real socket, in the thread that also runs the loop.
 class Client {
  public:
-  Client(runtime::EventLoop& loop, const std::string& path)
+  Client(base::EventLoop& loop, const std::string& path)
       : loop_(loop), fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -388,7 +388,7 @@ class Client {
   }
 
   /// One round of the loop: whatever is ready is handled.
-  static void turn(runtime::EventLoop& loop) {
+  static void turn(base::EventLoop& loop) {
     const auto soon = loop.after(std::chrono::milliseconds(0), [&loop] { loop.stop(); });
     loop.run();
   }
@@ -405,7 +405,7 @@ class Client {
     return found == nullptr ? Json() : *found;
   }
 
-  runtime::EventLoop& loop_;
+  base::EventLoop& loop_;
   base::OwnedFd fd_;
   std::string unread_;
 };

@@ -59,7 +59,7 @@ struct Watched {
   FakeMigration& out() { return *factory.outgoing; }
 
   Folder folder;
-  std::unique_ptr<runtime::EventLoop> loop = make_loop();
+  std::unique_ptr<base::EventLoop> loop = make_loop();
   FakeGuest guest;
   FakeFactory factory;
   MachineEvents machine_events{*loop};
