@@ -1,11 +1,14 @@
 #include "runtime/event_loop.h"
 
+#include <sys/resource.h>
 #include <sys/time.h>
 
+#include <array>
 #include <deque>
 #include <utility>
 
 #include <event2/event.h>
+#include <fmt/format.h>
 
 #include "base/ensure.h"
 #include "base/fd.h"
@@ -147,9 +150,30 @@ class LibeventLoop : public EventLoop {
   std::deque<Callback> posted_ GUARDED_BY(mutex_);
 };
 
+// libevent ends the process when it cannot open the pair of sockets that it makes for itself: it is
+// asked for beforehand, with one for the wake-up.
+base::Outcome check_files() {
+  std::array<base::OwnedFd, 3> some;
+  for (base::OwnedFd& one : some) {
+    auto opened = base::make_eventfd();
+    if (!opened.ok()) {
+      rlimit limit{};
+      ::getrlimit(RLIMIT_NOFILE, &limit);
+      base::Error error = std::move(opened).error();
+      error.detail = fmt::format(
+          "this process may have {} open files, and needs more; raise the limit (ulimit -n)",
+          limit.rlim_cur);
+      return base::Err{std::move(error)};
+    }
+    one = std::move(opened).value();
+  }
+  return base::Done{};
+}
+
 }  // namespace
 
 base::Expected<std::unique_ptr<EventLoop>> EventLoop::create() {
+  TRY(check_files());
   const std::unique_ptr<event_config, ConfigFree> config(event_config_new());
   // Any kind of descriptor, so that standard input may be a regular file: that rules out epoll,
   // which would gain nothing for the few descriptors watched here.
