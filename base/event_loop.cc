@@ -1,11 +1,14 @@
 #include "base/event_loop.h"
 
+#include <sys/resource.h>
 #include <sys/time.h>
 
+#include <array>
 #include <deque>
 #include <utility>
 
 #include <event2/event.h>
+#include <fmt/format.h>
 
 #include "base/ensure.h"
 #include "base/fd.h"
@@ -154,10 +157,31 @@ void log_of_libevent(int severity, const char* text) {
   log(level, "event_loop.said text={}", text);
 }
 
+// libevent ends the process when it cannot open the pair of sockets that it makes for itself: it is
+// asked for beforehand, with one for the wake-up.
+Outcome check_files() {
+  std::array<OwnedFd, 3> some;
+  for (OwnedFd& one : some) {
+    auto opened = make_eventfd();
+    if (!opened.ok()) {
+      rlimit limit{};
+      ::getrlimit(RLIMIT_NOFILE, &limit);
+      Error error = std::move(opened).error();
+      error.detail = fmt::format(
+          "this process may have {} open files, and needs more; raise the limit (ulimit -n)",
+          limit.rlim_cur);
+      return Err{std::move(error)};
+    }
+    one = std::move(opened).value();
+  }
+  return Done{};
+}
+
 }  // namespace
 
 Expected<std::unique_ptr<EventLoop>> EventLoop::create() {
   event_set_log_callback(log_of_libevent);
+  TRY(check_files());
   const std::unique_ptr<event_config, ConfigFree> config(event_config_new());
   // Any kind of descriptor, so that standard input may be a regular file: that rules out epoll,
   // which would gain nothing for the few descriptors watched here.

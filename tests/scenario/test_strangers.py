@@ -140,6 +140,23 @@ class AtAnOpenTarget(moves.MoveCase):
 
 
 class FewFiles(moves.MoveCase):
+    def test_a_target_that_cannot_open_what_listening_needs_says_so_and_lives(self):
+        target = self.run_vm('target', incoming='defer')
+        target.qmp.set_capabilities(events=True)
+        files = len(vm.os.listdir(f'/proc/{target.pid}/fd'))
+        refusals = 0
+        for more in range(1, 12):  # What the kernel can do is asked with the first of them.
+            limit = files + more
+            vm.subprocess.run(['prlimit', '--pid', str(target.pid), f'--nofile={limit}:'], check=True)
+            try:
+                target.qmp('migrate-incoming', uri='tcp:127.0.0.1:0', exit_on_error=False)
+                break
+            except moves.qmp.QmpError as refusal:
+                refusals += 1
+                self.assertRegex(refusal.desc, 'open files')
+        self.assertGreater(refusals, 1)
+        waiting.until(lambda: target.qmp.migration().get('socket-address'), 'its address')
+
     def test_a_target_that_may_open_no_more_files_names_the_limit_and_the_remedy_once(self):
         target, address = self.listening('target')
         files = len(vm.os.listdir(f'/proc/{target.pid}/fd'))
