@@ -204,7 +204,7 @@ void SourceDriver::ping(Lane& control) const {
 void SourceDriver::note_overdue(const std::string& what) {
   const base::Lock lock(mutex_);
   overdue_ = fmt::format("{}: {}", awaited(), what);
-  base::log(LogLevel::kWarning, "progress.overdue answer={} state={} reason='{}'", awaited(),
+  base::log(LogLevel::kWarning, "progress.overdue answer={} state={} reason={}", awaited(),
             to_string(state_), what);
 }
 

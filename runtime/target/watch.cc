@@ -126,7 +126,7 @@ void TargetDriver::judge_markers() {
 void TargetDriver::note_overdue(std::string_view awaited, const std::string& what) {
   const base::Lock lock(mutex_);
   overdue_ = fmt::format("{}: {}", awaited, what);
-  base::log(LogLevel::kWarning, "progress.overdue answer={} state={} reason='{}'", awaited,
+  base::log(LogLevel::kWarning, "progress.overdue answer={} state={} reason={}", awaited,
             to_string(state_), what);
 }
 
