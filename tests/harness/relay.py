@@ -271,11 +271,11 @@ class Relay:
             if self.delay_s:
                 # What opens a connection travels as long as what is said on it: over there both arrive
                 # together.
-                threading.Timer(self.delay_s, self._join, [near]).start()
+                threading.Timer(self.delay_s, self._join, [near, True]).start()
             else:
                 self._join(near)
 
-    def _join(self, near):
+    def _join(self, near, late=False):
         try:
             far = socket.create_connection(self.target, waiting.LIMIT_S)
             far.settimeout(None)
@@ -286,6 +286,7 @@ class Relay:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self.lock:
             connection = Connection(self, near, far)
+            connection.pipes[0].has_travelled = late
             connection.set_filters(self._deaf_to, self._loss)
             self.connections.append(connection)
         connection.start()
@@ -434,6 +435,7 @@ class Pipe:
         self.opaque = False   # Not our protocol: passed on as it is.
         self.cut_after = None
         self.swallows = False
+        self.has_travelled = False
         self.flip = None      # (offset within the rest of the frame, bit)
         self.names_lane = direction == 'target'
         self.first = b''
@@ -576,6 +578,10 @@ class Pipe:
 
     def send(self, data):
         delay_s = self.connection.relay.delay_s
+        if self.has_travelled:
+            self.has_travelled = False  # What was said first came with what opened the connection.
+            self.writer.sendall(data)
+            return
         if delay_s and not self.distance:
             self.distance = distance.Distance(self.connection, self.writer)
         if self.distance and (delay_s or not self.distance.is_empty()):

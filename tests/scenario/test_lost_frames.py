@@ -187,34 +187,45 @@ class HangingRecoveries(moves.MoveCase):
     STEPS = {'comparison': ('control', 'source', wire.MISSING),
              'data lane': ('urgent', 'target', wire.HELLO)}
 
+    def pause(self, machine):
+        """Until it is taken: an attempt that ended by itself a moment ago is followed by the next."""
+        def taken():
+            try:
+                machine.qmp('migrate-pause')
+                return True
+            except moves.qmp.QmpError:
+                return False
+        waiting.until(taken, f'{machine.name} to be paused')
+
+    def goes_on_at(self, uri):
+        before = self.recoveries()
+        self.source.qmp('migrate', uri=uri, resume=True)
+        waiting.until(lambda: self.recoveries() > before, 'the link again')
+        self.finish()
+
     def test_a_pause_by_hand_interrupts_a_recovery_that_hangs(self):
         for name, step in self.STEPS.items():
             with self.subTest(step=name):
                 self.in_postcopy()
                 self.hangs_at(*step)
-                self.source.qmp.wait_status('postcopy-recover')
-                self.source.qmp('migrate-pause')
+                self.pause(self.source)
                 self.source.qmp.wait_status('postcopy-paused')
                 self.relay.release()
-                self.source.qmp('migrate', uri=self.uri, resume=True)
-                waiting.until(self.recoveries, 'the link again')
-                self.finish()
+                self.target.qmp.wait_status('postcopy-paused')
+                self.goes_on_at(self.uri)
                 for machine in (self.source, self.target):
                     machine.close()
 
     def test_a_pause_at_the_target_interrupts_it_and_another_address_can_be_given(self):
         self.in_postcopy()
         self.hangs_at('control', 'source', wire.MISSING)
-        self.target.qmp.wait_status('postcopy-recover')
-        self.target.qmp('migrate-pause')
+        self.pause(self.target)
         self.target.qmp.wait_status('postcopy-paused')
-        self.source.qmp('migrate-pause')
-        self.source.qmp.wait_status('postcopy-paused')
+        waiting.until(lambda: self.source.qmp.status() == 'postcopy-paused' or
+                      self.pause(self.source), 'the source to be paused')
         self.target.qmp('migrate-recover', uri='tcp:127.0.0.1:0')
         at = self.target.qmp.migration()['socket-address'][0]
-        self.source.qmp('migrate', uri=f'tcp:127.0.0.1:{at["port"]}', resume=True)
-        waiting.until(self.recoveries, 'the link again')
-        self.finish()
+        self.goes_on_at(f'tcp:127.0.0.1:{at["port"]}')
 
     def test_a_source_that_is_told_to_end_does_so_while_a_recovery_hangs(self):
         for name, step in self.STEPS.items():
