@@ -364,12 +364,11 @@ void Listener::out_of_files(Socket& socket, int error) {
   }
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  base::log(
-      LogLevel::kWarning,
-      "listener.full connections={} open_files_limit={} reason='{}; a source that knocks waits; "
-      "allow this process more open files (ulimit -n)'",
-      connections_.size() + proven_.size(), limit.rlim_cur,
-      base::to_string(base::Error{base::ErrorKind::kOverloaded, error, "accept", {}}));
+  base::log(LogLevel::kWarning,
+            "listener.full connections={} open_files_limit={} reason={} remedy={}",
+            connections_.size() + proven_.size(), limit.rlim_cur,
+            base::to_string(base::Error{base::ErrorKind::kOverloaded, error, "accept", {}}),
+            "a source that knocks waits; allow this process more open files (ulimit -n)");
   if (telling_ == nullptr) {
     telling_ = loop_->after(kTellingPause, [this] { tell_strangers(); });
   }

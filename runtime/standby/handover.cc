@@ -41,6 +41,16 @@ struct Answer {
   std::int64_t pid = 0;
 };
 
+// What a server can, behind the answer of one that accepts.
+constexpr std::uint64_t kAnswersPings = 1;
+
+constexpr std::uint64_t kPingMagic = 0x314e50574c544c54;  // "TLTLWPN1"
+
+struct Ping {
+  std::uint64_t magic = kPingMagic;
+  std::uint64_t number = 0;
+};
+
 constexpr std::size_t kControlBytes = CMSG_SPACE(sizeof(int) * kMaxFds);
 
 struct alignas(cmsghdr) Control {
@@ -135,8 +145,14 @@ Outcome send_reply(int socket, const HandoverReply& reply) {
   answer.pid = reply.pid;
   std::vector<std::byte> bytes(sizeof answer);
   std::memcpy(bytes.data(), &answer, sizeof answer);
-  const auto reason = bytes_of(reply.reason).first(std::min(reply.reason.size(), kMaxReasonBytes));
-  bytes.insert(bytes.end(), reason.begin(), reason.end());
+  if (reply.accepted) {
+    const auto can = std::as_bytes(std::span(&kAnswersPings, 1));
+    bytes.insert(bytes.end(), can.begin(), can.end());
+  } else {
+    const auto reason =
+        bytes_of(reply.reason).first(std::min(reply.reason.size(), kMaxReasonBytes));
+    bytes.insert(bytes.end(), reason.begin(), reason.end());
+  }
   if (::send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
     return fail_errno(ErrorKind::kDisconnected, "send");
   }
@@ -165,9 +181,42 @@ Expected<HandoverReply> receive_reply(int socket) {
   HandoverReply reply;
   reply.accepted = answer.accepted == 1;
   reply.pid = answer.pid;
-  reply.reason = text_of(
-      std::span(bytes).subspan(sizeof answer, static_cast<std::size_t>(got) - sizeof answer));
+  const auto rest =
+      std::span(bytes).subspan(sizeof answer, static_cast<std::size_t>(got) - sizeof answer);
+  if (!reply.accepted) {
+    reply.reason = text_of(rest);
+  } else if (std::uint64_t can = 0; rest.size() >= sizeof can) {
+    std::memcpy(&can, rest.data(), sizeof can);
+    reply.answers_pings = (can & kAnswersPings) != 0;
+  }
   return reply;
+}
+
+Outcome send_ping(int socket, std::uint64_t number) {
+  Ping ping;
+  ping.number = number;
+  const ssize_t put = ::send(socket, &ping, sizeof ping, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (put < 0 && errno != EAGAIN && errno != EINTR) {
+    return fail_errno(ErrorKind::kDisconnected, "send");
+  }
+  return base::Done{};
+}
+
+Expected<std::optional<std::uint64_t>> receive_ping(int socket) {
+  std::array<std::byte, sizeof(Ping) + 1> bytes{};
+  const ssize_t got = ::recv(socket, bytes.data(), bytes.size(), MSG_DONTWAIT);
+  if (got < 0) {
+    return fail_errno(ErrorKind::kDisconnected, "recv");
+  }
+  if (got == 0) {
+    return std::optional<std::uint64_t>();
+  }
+  Ping ping;
+  std::memcpy(&ping, bytes.data(), sizeof ping);
+  if (got != static_cast<ssize_t>(sizeof ping) || ping.magic != kPingMagic) {
+    return fail(ErrorKind::kCorrupt, "handover", "what came is no ping");
+  }
+  return std::optional(ping.number);
 }
 
 Expected<PeerProcess> trusted_peer(int socket) {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -15,7 +16,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "runtime/link/secure.h"
-#include "runtime/link/sockets.h"
 #include "runtime/standby/process.h"
 
 namespace towline::runtime {
@@ -34,6 +34,10 @@ constexpr milliseconds kAnswerWithin{10'000};
 // Guess: one that is restarted by its keeper is back soon; one that cannot start is not hurried.
 constexpr milliseconds kFirstPause{50};
 constexpr milliseconds kLongestPause{2000};
+// A server that lives answers in microseconds; what keeps its only thread longest is a service
+// manager that it waits for, and that is less than half of all these pings. Guess.
+constexpr milliseconds kPingEvery{1000};
+constexpr int kMostUnanswered = 7;
 
 Expected<OwnedFd> connect_to_daemon(const std::string& path) {
   sockaddr_un address{};
@@ -44,7 +48,8 @@ Expected<OwnedFd> connect_to_daemon(const std::string& path) {
                                   path, path.size(), sizeof address.sun_path - 1));
   }
   std::memcpy(static_cast<char*>(address.sun_path), path.c_str(), path.size() + 1);
-  OwnedFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  // Not blocking: one that is stopped accepts nobody, and its queue is short.
+  OwnedFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid() ||
       ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     return fail_errno(ErrorKind::kDisconnected, "connect",
@@ -150,14 +155,29 @@ Expected<OwnedFd> StandbyLink::reach() const {
 
 Outcome StandbyLink::hand_over() {
   auto socket = TRY(reach());
-  set_receive_timeout(socket.get(), kAnswerWithin);
   TRY(send_handover(socket.get(), ledger_->fd(), files_));
+  std::array<pollfd, 2> waiting{pollfd{.fd = stop_.get(), .events = POLLIN, .revents = 0},
+                                pollfd{.fd = socket.get(), .events = POLLIN, .revents = 0}};
+  const int ready = ::poll(waiting.data(), waiting.size(), static_cast<int>(kAnswerWithin.count()));
+  if (ready <= 0 || waiting[0].revents != 0) {
+    return base::fail(
+        ErrorKind::kDisconnected, "page server",
+        fmt::format("it does not answer in {} s; is it stopped?", kAnswerWithin.count() / 1000));
+  }
   const HandoverReply reply = TRY(receive_reply(socket.get()));
   if (!reply.accepted) {
     return base::fail(ErrorKind::kRefused, "page server",
                       fmt::format("the page server refused: {}", reply.reason));
   }
   socket_ = std::move(socket);
+  answers_pings_ = reply.answers_pings;
+  process_.reset();
+  if (choice_.kind != PageServerChoice::Kind::kDaemon) {
+    const auto start = start_of_process(reply.pid);
+    auto watch = start.ok() ? watch_process(reply.pid, start.value())
+                            : Expected<OwnedFd>(base::Err{start.error()});
+    process_ = watch.ok() ? std::move(watch).value() : OwnedFd();
+  }
   const base::Lock lock(mutex_);
   report_.stands_by = true;
   report_.pid = reply.pid;
@@ -171,14 +191,25 @@ Outcome StandbyLink::hand_over() {
 // ---- tl-standby ---------------------------------------------------------------------------------
 
 void StandbyLink::run() {
-  while (wait_until_lost()) {
+  while (true) {
+    const Loss loss = wait_until_lost();
+    if (loss == Loss::kNotAtAll) {
+      return;
+    }
+    if (loss == Loss::kSilent && process_.valid()) {
+      // Ours. It could not go on in our place, and the next one needs its control socket's path.
+      kill_process(process_.get());
+    }
     socket_.reset();
     {
       const base::Lock lock(mutex_);
       report_.stands_by = false;
-      report_.error = "it is gone";
-      base::log(LogLevel::kWarning, "page_server.lost pid={} meaning={}", report_.pid,
-                "until there is another one, the guest depends on this process");
+      report_.error = loss == Loss::kGone
+                          ? "it is gone"
+                          : fmt::format("it does not answer since {} s; is it stopped?",
+                                        kMostUnanswered * kPingEvery.count() / 1000);
+      base::log(LogLevel::kWarning, "page_server.lost pid={} reason={} meaning={}", report_.pid,
+                report_.error, "until there is another one, the guest depends on this process");
     }
     bool found = false;
     while (!found) {
@@ -196,13 +227,41 @@ void StandbyLink::run() {
   }
 }
 
-// A server says nothing after its answer: whatever there is to read is its end.
-bool StandbyLink::wait_until_lost() {
-  std::array<pollfd, 2> waiting{pollfd{.fd = stop_.get(), .events = POLLIN, .revents = 0},
-                                pollfd{.fd = socket_.get(), .events = POLLIN, .revents = 0}};
-  while (::poll(waiting.data(), waiting.size(), -1) < 0) {
+// A server says nothing but answers: whatever else there is to read is its end. Pings are counted,
+// not timed: this process may have been stopped itself.
+StandbyLink::Loss StandbyLink::wait_until_lost() {
+  int unanswered = 0;
+  std::uint64_t number = 0;
+  base::Instant next = base::system_clock().now();
+  while (true) {
+    int timeout = -1;
+    if (answers_pings_) {
+      const base::Instant now = base::system_clock().now();
+      if (now >= next) {
+        if (unanswered == kMostUnanswered) {
+          return Loss::kSilent;
+        }
+        static_cast<void>(send_ping(socket_.get(), ++number));  // Its end is seen below.
+        ++unanswered;
+        next = now + kPingEvery;
+      }
+      timeout = static_cast<int>(std::chrono::ceil<milliseconds>(next - now).count());
+    }
+    std::array<pollfd, 2> waiting{pollfd{.fd = stop_.get(), .events = POLLIN, .revents = 0},
+                                  pollfd{.fd = socket_.get(), .events = POLLIN, .revents = 0}};
+    if (::poll(waiting.data(), waiting.size(), timeout) <= 0) {
+      continue;
+    }
+    if (waiting[0].revents != 0) {
+      return Loss::kNotAtAll;
+    }
+    const auto heard = receive_ping(socket_.get());
+    if (heard.ok() && heard.value().has_value() && answers_pings_) {
+      unanswered = 0;
+    } else if (heard.ok() || heard.error().errno_value != EAGAIN) {
+      return Loss::kGone;
+    }
   }
-  return waiting[0].revents == 0;
 }
 
 bool StandbyLink::pause() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,8 +22,9 @@ namespace towline::runtime {
 /// another when that one is gone. Thread: tl-standby.
 ///
 /// The life of one: open() returns when the first server has everything. From there on its loss
-/// disturbs nothing; report() says so. The destructor closes the connection: the server then acts
-/// as the ledger's phase says, once this process is gone.
+/// disturbs nothing; report() says so. A server that does not answer (stopped, say) is as good as
+/// lost. The destructor closes the connection: the server then acts as the ledger's phase says,
+/// once this process is gone.
 class StandbyLink {
  public:
   /// `files`: of guest memory, borrowed for the link's life, numbered as in the ledger's record.
@@ -50,7 +52,8 @@ class StandbyLink {
   base::Outcome hand_over();
   base::Expected<base::OwnedFd> reach() const;
   void run();
-  bool wait_until_lost();
+  enum class Loss : std::uint8_t { kNotAtAll, kGone, kSilent };
+  Loss wait_until_lost();
   bool pause();
 
   const PageServerChoice choice_;
@@ -64,6 +67,8 @@ class StandbyLink {
 
   // tl-standby's own, after open().
   base::OwnedFd socket_;
+  bool answers_pings_ = false;  // The server behind it; an older one does not.
+  base::OwnedFd process_;       // Its pidfd, if it was started from here and can be seen.
   Backoff backoff_;
   base::NamedThread thread_;
 };

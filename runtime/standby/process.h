@@ -21,6 +21,9 @@ base::Expected<base::OwnedFd> watch_process(std::int64_t pid, std::uint64_t star
 /// The process behind watch_process() has ended.
 [[nodiscard]] bool process_has_ended(int pidfd);
 
+/// Ends it at once, also when it is stopped.
+void kill_process(int pidfd);
+
 /// Executes `command` in a session of its own with `passed` as descriptor 3, standard error shared,
 /// standard output joined to it, nothing to read, and waits until it has put itself into the
 /// background. What a service manager said to this process in its environment (NOTIFY_SOCKET and

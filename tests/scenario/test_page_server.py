@@ -303,6 +303,26 @@ class TheServerDies(PageServerCase):
         self.source_dies()
         self.finish(second)
 
+    def test_one_that_is_stopped_does_not_stand_by_and_is_replaced(self):
+        server = self.in_postcopy()
+        os.kill(server.pid, signal.SIGSTOP)
+        self.said('it does not answer since')
+        waiting.until(lambda: self.seen()['starts'] == 2 and self.seen()['stands-by'], 'a second')
+        server.wait_end()
+        self.assertEqual(self.source.qmp.migration()['x-towline']['epoch'], 1)
+        second = self.server()
+        self.assertNotEqual(second.pid, server.pid)
+        self.source_dies()
+        self.finish(second)
+
+    def test_one_of_an_older_version_is_not_asked_and_stands_by(self):
+        older = self.closing(page_servers.OlderServer(self.folder / 'older'))
+        self.pair(f'unix:{older.path}')
+        self.move()
+        self.assertTrue(self.seen() == {} or not self.seen().get('error-desc'), self.seen())
+        self.verdict()
+        self.assertEqual(older.heard(), b'')
+
     def test_without_one_nothing_is_begun(self):
         self.pair(f'unix:{self.folder}/nobody')
         self.begin(x_towline_switch='immediate')
@@ -449,6 +469,26 @@ class WhatAManagerConfirms(DaemonCase):
         self.source_dies()
         self.wait_heir(server)
         self.finish(server)
+
+
+class ADaemonThatIsStopped(DaemonCase):
+    def test_it_stands_by_again_when_it_goes_on_and_the_switch_waits_for_that(self):
+        self.start_daemon()
+        self.pair(f'unix:{self.path}')
+        self.begin()
+        self.wait_synced()
+        self.assertTrue(self.seen()['stands-by'])
+        self.daemon.freeze()
+        seen = waiting.until(lambda: None if self.seen()['stands-by'] else self.seen(), 'silence')
+        self.assertIn('does not answer', seen['error-desc'])
+        self.source.qmp('migrate-start-postcopy')
+        self.assertIn('page server', self.source.qmp.wait_status_of_failure()['error-desc'])
+        self.source_runs_on()
+        self.daemon.thaw()
+        self.daemon.err.wait_for(lambda line: 'page_server.forgets' in line, 'its memory of it')
+        self.target, self.relay.target = self.listening('other')
+        self.move()
+        self.verdict()
 
 
 class ADaemon(DaemonCase):

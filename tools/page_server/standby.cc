@@ -157,13 +157,18 @@ void Standby::serve(OwnedFd socket) {
 }
 
 void Standby::on_readable(Visitor* visitor) {
+  if (visitor == source_) {
+    return answer(visitor);
+  }
   auto received = runtime::receive_handover(visitor->socket.get());
   if (!received.ok() && received.error().errno_value == EAGAIN) {
     return;
   }
-  if (!received.ok() || !received.value().has_value() || visitor == source_) {
-    // A source says nothing after its handover: more of it is as good as its end.
+  if (!received.ok() || !received.value().has_value()) {
     return drop(visitor);
+  }
+  if (daemon_) {
+    settle();  // What is kept of the one before may be over by now.
   }
   auto session = judge(visitor->socket.get(), *std::move(received).value());
   auto taken = session.ok() ? take(std::move(session).value())
@@ -171,12 +176,28 @@ void Standby::on_readable(Visitor* visitor) {
   const runtime::HandoverReply reply{taken.ok(), ::getpid(),
                                      taken.ok() ? "" : base::to_string(taken.error())};
   const auto told = runtime::send_reply(visitor->socket.get(), reply);
-  if (!taken.ok() || !told.ok()) {
+  if (!taken.ok()) {
     base::log(LogLevel::kWarning, "page_server.refused reason={}", reply.reason);
     return drop(visitor);
   }
   source_ = visitor;
+  if (!told.ok()) {  // It has given up waiting; its ledger says what that means.
+    return drop(visitor);
+  }
   keep_elsewhere();  // The source does not wait for that.
+}
+
+// A source says nothing but pings after its handover: more of it is as good as its end.
+void Standby::answer(Visitor* visitor) {
+  const auto ping = runtime::receive_ping(visitor->socket.get());
+  if (!ping.ok() && ping.error().errno_value == EAGAIN) {
+    return;
+  }
+  if (!ping.ok() || !ping.value().has_value()) {
+    return drop(visitor);
+  }
+  // Unsent: it asks again, and its end shows where it is read from.
+  static_cast<void>(runtime::send_ping(visitor->socket.get(), *ping.value()));
 }
 
 void Standby::drop(Visitor* visitor) {

@@ -80,6 +80,7 @@ class Standby {
   };
 
   void on_readable(Visitor* visitor);
+  void answer(Visitor* visitor);
   void drop(Visitor* visitor);
   base::Expected<Session> judge(int socket, runtime::Handover handover) const;
   base::Expected<Session> session_of(runtime::Handover handover) const;

@@ -269,6 +269,42 @@ TEST_CASE("what is handed over arrives with its files, and is answered") {
   CHECK(reply.value().reason == "no? room");
 }
 
+TEST_CASE("a server that can answers pings, and one of an older version is not asked") {
+  const Ends ends = connected();
+  REQUIRE(send_reply(ends.far.get(), HandoverReply{true, 7, "", false}).ok());
+  const auto reply = receive_reply(ends.near.get());
+  REQUIRE(reply.ok());
+  CHECK(reply.value().answers_pings);
+  CHECK(reply.value().reason.empty());
+
+  // Magic, accepted, pid: all that an older server says.
+  constexpr std::array<std::uint64_t, 3> kOlder{0x3156484c57544c54, 1, 7};
+  REQUIRE(::send(ends.far.get(), kOlder.data(), sizeof kOlder, 0) == sizeof kOlder);
+  const auto older = receive_reply(ends.near.get());
+  REQUIRE(older.ok());
+  CHECK(older.value().accepted);
+  CHECK_FALSE(older.value().answers_pings);
+
+  REQUIRE(send_reply(ends.far.get(), HandoverReply{false, 7, "no", false}).ok());
+  const auto refused = receive_reply(ends.near.get());
+  REQUIRE(refused.ok());
+  CHECK(refused.value().reason == "no");
+  CHECK_FALSE(refused.value().answers_pings);
+}
+
+TEST_CASE("a ping comes with its number; anything else is none") {
+  Ends ends = connected();
+  CHECK(receive_ping(ends.far.get()).error().errno_value == EAGAIN);
+  REQUIRE(send_ping(ends.near.get(), 41).ok());
+  CHECK(receive_ping(ends.far.get()).value() == 41U);
+  REQUIRE(::send(ends.near.get(), "seventeen bytes, and no ping", 17, 0) == 17);
+  CHECK(receive_ping(ends.far.get()).error().kind == ErrorKind::kCorrupt);
+  REQUIRE(::send(ends.near.get(), "short", 5, 0) == 5);
+  CHECK(receive_ping(ends.far.get()).error().kind == ErrorKind::kCorrupt);
+  ends.near.reset();
+  CHECK(receive_ping(ends.far.get()).value() == std::nullopt);
+}
+
 TEST_CASE("what is no handover is refused, and none of its descriptors stays open") {
   const Ends ends = connected();
   const std::string garbage(500, 'x');
