@@ -425,11 +425,10 @@ void Listener::tell_strangers() {
   const bool hostile = count_of(Stranger::kWrongSecret) + count_of(Stranger::kCrowdedOut) > 0;
   base::log(hostile ? LogLevel::kWarning : LogLevel::kInfo,
             "listener.strangers garbage={} wrong_secret={} refused={} silent={} gone={} "
-            "crowded_out={}{}",
+            "crowded_out={} last_refusal={}",
             count_of(Stranger::kGarbage), count_of(Stranger::kWrongSecret),
             count_of(Stranger::kRefused), count_of(Stranger::kSilent), count_of(Stranger::kGone),
-            count_of(Stranger::kCrowdedOut),
-            refusal.empty() ? "" : fmt::format(" last_refusal='{}'", refusal));
+            count_of(Stranger::kCrowdedOut), refusal.empty() ? "none" : refusal);
   telling_ = loop_->after(kTellingPause, [this] { tell_strangers(); });
 }
 
