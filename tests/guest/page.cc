@@ -29,7 +29,7 @@ std::uint32_t count_bits(std::uint64_t word) {
   return count;
 }
 
-bool base::all_zero(const std::uint64_t* words) {
+bool all_zero(const std::uint64_t* words) {
   std::uint64_t any = 0;
   for (std::uint64_t i = 0; i < kPageWords; ++i) {
     any |= words[i];
@@ -107,7 +107,7 @@ Finding examine(const std::uint64_t* words, std::uint64_t seed, const PageIdenti
   if (finding.wrong_words == 0) {
     return finding;  // It was wrong a moment ago: somebody else writes here.
   }
-  if (base::all_zero(words)) {
+  if (all_zero(words)) {
     finding.damage = Damage::kZero;
   } else if (finding.wrong_bits <= kMostFlippedBits) {
     finding.damage = Damage::kFlipped;
