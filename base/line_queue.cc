@@ -55,6 +55,9 @@ void LineQueue::drop(std::size_t rank) {
 }
 
 std::optional<LogLine> LineQueue::pop() {
+  if (!ready()) {  // What was lost waits for the next line.
+    return std::nullopt;
+  }
   std::deque<Numbered>* oldest = nullptr;
   for (auto& lines : by_rank_) {
     const bool older =

@@ -41,7 +41,8 @@ class LineQueue {
   /// pop() has something to give.
   [[nodiscard]] bool ready() const { return lines_ > 0 || untold_is_due_; }
 
-  /// The oldest line, or the one that tells of those that were dropped before it.
+  /// The oldest line, or the one that tells of those that were dropped before it; none unless
+  /// ready().
   std::optional<LogLine> pop();
 
   /// A line that was popped could not be written. It is told with the next that can.
