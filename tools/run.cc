@@ -42,11 +42,12 @@ void tell_if_exposed(const base::OwnedFd& fd, const std::string& path) {
 
   if (::fstat(fd.get(), &about) == 0 && S_ISREG(about.st_mode) &&
       (about.st_mode & (S_IROTH | S_IWOTH)) != 0) {
-    base::log(base::LogLevel::kWarning,
-              "secret.exposed file={} mode={:04o}: every user of this host can {} it, and with it "
-              "give or take a guest; chmod 600 {}",
-              path, about.st_mode & 07777U, (about.st_mode & S_IROTH) != 0 ? "read" : "change",
-              path);
+    base::log(base::LogLevel::kWarning, "secret.exposed file={} mode={:04o} reason={} remedy={}",
+              path, about.st_mode & 07777U,
+              (about.st_mode & S_IROTH) != 0
+                  ? "every user of this host can read it, and with it give or take a guest"
+                  : "every user of this host can change it, and with it give or take a guest",
+              "chmod 600 " + path);
   }
 }
 
@@ -58,20 +59,20 @@ void tell_if_beyond_host(base::Bytes memory) {
   if (memory.value > host.value) {
     base::log(
         base::LogLevel::kWarning,
-        "memory.beyond_host memory_mib={} host_mib={}: the guest is given more than this host "
-        "has; once it has touched more than there is, the kernel ends this process, and the "
-        "guest with it; give less --memory",
-        memory.value >> 20U, host.value >> 20U);
+        "memory.beyond_host memory_mib={} host_mib={} reason={} remedy={}", memory.value >> 20U,
+        host.value >> 20U,
+        "the guest is given more than this host has; once it has touched more than there is, the "
+        "kernel ends this process, and the guest with it",
+        "give less --memory");
   }
 }
 
 /// Said because it reads as if it were booted.
 void tell_what_kernel_is_for(const RunArguments& arguments) {
   if (arguments.machine.incoming && !arguments.machine.kernel.empty()) {
-    base::log(base::LogLevel::kInfo,
-              "vm.kernel_waits kernel={}: with --incoming the guest comes from its source; only "
-              "system_reset boots this",
-              arguments.machine.kernel);
+    base::log(base::LogLevel::kInfo, "vm.kernel_waits kernel={} reason={}",
+              arguments.machine.kernel,
+              "with --incoming the guest comes from its source; only system_reset boots this");
   }
 }
 

@@ -100,6 +100,7 @@ class AtOneEnd(LogCase):
     def test_a_machine_whose_log_is_stuck_answers_and_obeys_a_signal(self):
         self.source = self.run_vm('source', append=moves.with_facts(moves.STILL), extra=DEBUG)
         self.source.err.stop()
+        self.source.qmp.set_capabilities(postcopy_ram=True)
         self.source.qmp('migrate', uri='tcp:127.0.0.1:1')
         self.assertIn('refused', self.source.qmp.wait_status_of_failure()['error-desc'])
         self.source.signal(signal.SIGTERM)
@@ -129,6 +130,7 @@ class WhatItSays(LogCase):
 
     def test_an_event_is_one_line_in_utc_with_its_values_in_quotes(self):
         self.pair()
+        self.source.qmp.set_capabilities(postcopy_ram=True)
         self.source.qmp('migrate', uri=f'unix:{self.folder}/no "place" here')
         self.source.qmp.wait_status_of_failure()
         head = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z source info source.ends .* reason="')

@@ -225,9 +225,8 @@ base::Outcome set_downtime(MigrationSettings& settings, const Json::Member& memb
   if (running && page_budget(settings) != before) {
     // Managers turn it up while they wait for a move, and QEMU takes it. Here it decides next to
     // nothing, so the move in progress keeps what it was begun with.
-    base::log(base::LogLevel::kInfo,
-              "migration.parameter name=downtime-limit value={}: counts from the next migration on",
-              settings.downtime_limit_ms);
+    base::log(base::LogLevel::kInfo, "migration.parameter name=downtime-limit value={} so={}",
+              settings.downtime_limit_ms, "it counts from the next migration on");
   }
   return base::Done{};
 }
