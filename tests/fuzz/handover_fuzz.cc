@@ -64,5 +64,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const auto reply = runtime::receive_reply(near.get());
     ENSURE(reply.ok() || !reply.error().detail.empty(), "says what is wrong");
   }
+  // And as a sign of life.
+  if (!bytes.empty() && send(near.get(), bytes, count, some.get())) {
+    const auto ping = runtime::receive_ping(far.get());
+    ENSURE(!ping.ok() || bytes.size() == 16, "a ping of its size");
+  }
   return 0;
 }
