@@ -8,8 +8,8 @@ import re
 
 # A rule of the model: its inline, the prefix of its states, the header and its rules' type.
 TABLES = (
-    ('s_step', 'S_', 'source_session.h', 'SourceRule'),
-    ('t_step', 'T_', 'target_session.h', 'TargetRule'),
+    ('s_step', 'S_', 'core/source_session.h', 'SourceRule'),
+    ('t_step', 'T_', 'core/target_session.h', 'TargetRule'),
     ('g_step', 'G_', 'run_gate.h', 'OwnershipRule'),
 )
 
