@@ -5,7 +5,7 @@
 namespace towline::runtime {
 namespace {
 
-constexpr std::size_t kWordBits = 64;
+constexpr std::size_t kBitsInWord = 64;
 
 }  // namespace
 
@@ -16,7 +16,7 @@ void fold_log(std::span<const std::uint64_t> log, std::size_t words_per_page,
   for (std::size_t page = 0; page < count; ++page) {
     const auto words = log.subspan(page * words_per_page, words_per_page);
     if (std::any_of(words.begin(), words.end(), [](auto word) { return word != 0; })) {
-      pages[page / kWordBits] |= std::uint64_t{1} << page % kWordBits;
+      pages[page / kBitsInWord] |= std::uint64_t{1} << page % kBitsInWord;
     }
   }
 }
@@ -25,7 +25,7 @@ void spread_to_log(std::span<const std::uint64_t> pages, std::size_t words_per_p
                    std::span<std::uint64_t> log) {
   const std::size_t count = log.size() / words_per_page;
   for (std::size_t page = 0; page < count; ++page) {
-    const bool set = (pages[page / kWordBits] >> page % kWordBits & 1U) != 0;
+    const bool set = (pages[page / kBitsInWord] >> page % kBitsInWord & 1U) != 0;
     const auto words = log.subspan(page * words_per_page, words_per_page);
     std::fill(words.begin(), words.end(), set ? ~std::uint64_t{0} : 0);
   }

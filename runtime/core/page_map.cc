@@ -12,7 +12,7 @@ namespace {
 // One nibble a page: bits 0 and 1 the state, bit 2 stale, bit 3 says that the claim was taken of a
 // zero page. Both bits on a claimed page: poisoned, because a claim of a zero page that goes stale
 // loses bit 3. Masks below select nibbles by their lowest bit and are widened with all_bits().
-constexpr std::uint64_t kWordPages = 16;
+constexpr std::uint64_t kPagesInWord = 16;
 constexpr std::uint64_t kBits = 4;
 constexpr std::uint64_t kLowBits = 0x1111111111111111U;
 constexpr std::uint64_t kStateBits = 0x3;
@@ -32,7 +32,7 @@ constexpr std::uint64_t all_bits(std::uint64_t lows) {
   return lows * 0xfU;
 }
 
-std::uint64_t count_of(std::uint64_t lows) {
+std::uint64_t count_lows(std::uint64_t lows) {
   return static_cast<std::uint64_t>(std::popcount(lows));
 }
 
@@ -67,10 +67,10 @@ struct Piece {
 
 /// The piece of [first, end) that lies in the word of `first`.
 Piece piece_of(std::uint64_t first, std::uint64_t end) {
-  const std::uint64_t low = first % kWordPages;
-  const std::uint64_t count = std::min(kWordPages - low, end - first);
-  const std::uint64_t ones = kLowBits >> (kBits * (kWordPages - count));
-  return {first / kWordPages, ones << (kBits * low), first, count};
+  const std::uint64_t low = first % kPagesInWord;
+  const std::uint64_t count = std::min(kPagesInWord - low, end - first);
+  const std::uint64_t ones = kLowBits >> (kBits * (kPagesInWord - count));
+  return {first / kPagesInWord, ones << (kBits * low), first, count};
 }
 
 /// Calls `each(piece)` for the range's words in order until it returns false.
@@ -108,7 +108,7 @@ class Runs {
   ~Runs() = default;
 
   void add(const Piece& piece, std::uint64_t lows) {
-    const std::uint64_t base = piece.word * kWordPages;
+    const std::uint64_t base = piece.word * kPagesInWord;
     while (lows != 0) {
       const auto bit = static_cast<std::uint64_t>(std::countr_zero(lows));
       const auto ones = static_cast<std::uint64_t>(std::countr_one(all_bits(lows) >> bit));
@@ -139,7 +139,7 @@ class Runs {
 void append_pages(const Piece& piece, std::uint64_t lows, std::vector<base::PageIndex>& pages) {
   for (; lows != 0; lows &= lows - 1) {
     const auto bit = static_cast<std::uint64_t>(std::countr_zero(lows));
-    pages.push_back(base::PageIndex{piece.word * kWordPages + bit / kBits});
+    pages.push_back(base::PageIndex{piece.word * kPagesInWord + bit / kBits});
   }
 }
 
@@ -163,7 +163,7 @@ std::string_view to_string(PageState state) {
 
 PageMap::PageMap(base::PageCount pages)
     : pages_(pages),
-      words_(std::make_unique<Word[]>((pages.value + kWordPages - 1) / kWordPages)),
+      words_(std::make_unique<Word[]>((pages.value + kPagesInWord - 1) / kPagesInWord)),
       missing_(pages.value) {
 }
 
@@ -174,17 +174,17 @@ void PageMap::check(base::PageRange range) const {
 
 PageState PageMap::state(base::PageIndex page) const {
   check({page, base::PageCount{1}});
-  const std::uint64_t word = words_[page.value / kWordPages].load();
-  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kWordPages));
+  const std::uint64_t word = words_[page.value / kPagesInWord].load();
+  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kPagesInWord));
   return poisoned_of(word, low) != 0
              ? PageState::kPoisoned
-             : static_cast<PageState>((word >> (kBits * (page.value % kWordPages))) & kStateBits);
+             : static_cast<PageState>((word >> (kBits * (page.value % kPagesInWord))) & kStateBits);
 }
 
 bool PageMap::stale(base::PageIndex page) const {
   check({page, base::PageCount{1}});
-  const std::uint64_t word = words_[page.value / kWordPages].load();
-  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kWordPages));
+  const std::uint64_t word = words_[page.value / kPagesInWord].load();
+  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kPagesInWord));
   return (low & (word >> kStaleShift) & ~poisoned_of(word, low)) != 0;
 }
 
@@ -215,7 +215,7 @@ std::uint64_t PageMap::claim_head(std::uint64_t index, std::uint64_t lows) {
     const std::uint64_t head = others == 0 ? lows : lows & ((others & -others) - 1);
     if (head == 0 ||
         word.compare_exchange_weak(seen, with_state(seen, head, PageState::kClaimed))) {
-      return count_of(head);
+      return count_lows(head);
     }
   }
 }
@@ -259,8 +259,8 @@ void PageMap::finish(base::PageRange range, PageState as,
       stale = piece.lows & (seen >> kStaleShift);
     } while (!words_[piece.word].compare_exchange_weak(
         seen, with_state(with_state(seen, piece.lows, as), stale, PageState::kMissing)));
-    held_before += count_of(piece.lows & (seen >> kFromZeroShift));
-    stale_before += count_of(stale);
+    held_before += count_lows(piece.lows & (seen >> kFromZeroShift));
+    stale_before += count_lows(stale);
     append_pages(piece, stale, went_stale);
     return true;
   });
@@ -284,7 +284,7 @@ void PageMap::abandon(base::PageRange range) {
     } while (!words_[piece.word].compare_exchange_weak(
         seen,
         with_state(with_state(seen, piece.lows, PageState::kMissing), zero, PageState::kZero)));
-    back_to_zero += count_of(zero);
+    back_to_zero += count_lows(zero);
     return true;
   });
   zero_ += back_to_zero;
@@ -315,7 +315,7 @@ void PageMap::mark_stale(base::PageRange range, const std::function<void(base::P
     std::uint64_t now_missing = 0;
     for_each_piece(chunk, [&](const Piece& piece) {
       const Staled staled = stale_word(piece.word, piece.lows);
-      now_missing += count_of(staled.newly_missing);
+      now_missing += count_lows(staled.newly_missing);
       unmapped.add(piece, staled.installed);
       return true;
     });
@@ -341,7 +341,7 @@ PageMap::Staled PageMap::stale_word(std::uint64_t index, std::uint64_t lows) {
         (with_state(seen, installed | zero, PageState::kMissing) | (claimed << kStaleShift)) &
         ~(from_zero << kFromZeroShift);
     if (word.compare_exchange_weak(seen, next)) {
-      zero_ -= count_of(zero);
+      zero_ -= count_lows(zero);
       return {installed, installed | zero | from_zero};
     }
   }
@@ -364,7 +364,7 @@ std::optional<base::PageRange> PageMap::next_missing(base::PageIndex from,
     const auto bit = static_cast<std::uint64_t>(std::countr_zero(start));
     const auto ones = static_cast<std::uint64_t>(std::countr_one(all_bits(missing) >> bit)) / kBits;
     if (run.empty()) {
-      run.first.value = piece.word * kWordPages + bit / kBits;
+      run.first.value = piece.word * kPagesInWord + bit / kBits;
     }
     run.count.value += ones;
     return run.end().value == piece.first + piece.count && run.count.value < limit.value;
