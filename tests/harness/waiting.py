@@ -46,8 +46,11 @@ class Lines:
 
     def _next(self):
         """What is there to read, once there is something and it may be read."""
+        waiting = select.poll()  # select() takes no descriptor above 1023.
+        waiting.register(self._stream, select.POLLIN)
+        waiting.register(self._wake[0], select.POLLIN)
         while True:
-            select.select([self._stream, self._wake[0]], [], [])
+            waiting.poll()
             if self._may_read.is_set():
                 return os.read(self._stream.fileno(), 65536)
             self._stopped.set()
@@ -67,6 +70,8 @@ class Lines:
             self._add([rest] if rest else [])
             self._ended = True
             self._changed.notify_all()
+            for end in self._wake:
+                os.close(end)
         self._log.close()
         self._stream.close()
 
@@ -76,8 +81,10 @@ class Lines:
 
     def stop(self):
         """Reads no more, and fills the pipe: whoever writes into it waits from now on."""
-        self._may_read.clear()
-        os.write(self._wake[1], b'.')
+        with self._changed:
+            assert not self._ended, 'whoever wrote it has ended'
+            self._may_read.clear()
+            os.write(self._wake[1], b'.')
         self._stopped.wait()
         # An open file of our own: what is set here is not set for those who inherited the other.
         filler = os.open(f'/proc/self/fd/{self._stream.fileno()}', os.O_WRONLY | os.O_NONBLOCK)

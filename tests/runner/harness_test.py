@@ -422,6 +422,15 @@ class Processes(vm.ScenarioCase):
         process.kill()
         self.assertEqual(process.wait(), -signal.SIGKILL)
 
+    def test_processes_that_have_ended_leave_no_descriptor_open(self):
+        before = set(os.listdir('/proc/self/fd'))
+        for number in range(3):
+            process = self.start(vm.Process(['echo', 'one'], self.folder, f'echo-{number}'))
+            process.out.wait_for(lambda line: line == 'one', 'one')
+            self.assertEqual(process.wait(), 0)
+            process.kill()  # Its standard input is ours to close.
+        self.assertEqual(set(os.listdir('/proc/self/fd')) - before, set())
+
 
 if __name__ == '__main__':
     unittest.main()
