@@ -43,7 +43,7 @@ namespace towline::runtime {
 /// tl-control, with the one word that must never be lost (*running*), and the user's take-back.
 ///
 /// A link that is lost after the order ends an epoch: its lanes are shut and their threads joined,
-/// and the next epoch begins with what the target says it misses (source_recovery.cc).
+/// and the next epoch begins with what the target says it misses (recovery.cc).
 class SourceDriver final : public Outgoing {
  public:
   SourceDriver(Machine& machine, Uri target, const MigrationOptions& options,
@@ -148,7 +148,7 @@ class SourceDriver final : public Outgoing {
   void end_waiting() REQUIRES(mutex_);
   std::unique_ptr<RequestServer> serve(std::unique_ptr<Lane> urgent, std::uint32_t attempt);
   [[nodiscard]] std::uint32_t& attempt_of(LaneName lane) REQUIRES(mutex_);
-  // The page server: source_standby.cc.
+  // The page server: standby_notes.cc.
   base::Outcome find_page_server();
   [[nodiscard]] StandbyRecord record_of(std::vector<StandbyRecord::MemoryRegion> regions) const;
   base::Outcome leave_state(std::span<const std::byte> encoded);

@@ -30,7 +30,7 @@ std::string_view to_string(StandbyPhase phase);
 /// with. None: there is nothing to inherit.
 std::optional<Ownership> ownership_left(StandbyPhase phase);
 
-/// What a source leaves behind: a memory file with a record (standby_record.h), the parked
+/// What a source leaves behind: a memory file with a record (record.h), the parked
 /// machine's state, and a few words that change as the migration goes on.
 ///
 /// The source writes it and a page server holds another descriptor of it, so that whatever was

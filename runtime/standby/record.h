@@ -17,7 +17,7 @@
 namespace towline::runtime {
 
 /// What a page server must know to be the source of a migration: everything that is fixed before
-/// the switch. What changes afterwards is in the ledger (standby_ledger.h), the memory in files.
+/// the switch. What changes afterwards is in the ledger (ledger.h), the memory in files.
 struct StandbyRecord {
   struct MemoryRegion {
     std::string name;

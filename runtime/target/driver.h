@@ -36,7 +36,7 @@ namespace towline::runtime {
 ///
 /// A source that comes back in a greater epoch gets a tl-control of its own, which joins the one
 /// before it and every lane of the old epoch, and then tells what is missing here
-/// (target_recovery.cc).
+/// (recovery.cc).
 class TargetDriver final : public Incoming {
  public:
   static base::Expected<std::unique_ptr<TargetDriver>> listen(Machine& machine, const Uri& at,
@@ -112,7 +112,7 @@ class TargetDriver final : public Incoming {
   [[nodiscard]] bool replaces_lanes() const REQUIRES(mutex_);
   base::Outcome tell_missing(Lane& lane, std::uint32_t attempt);
 
-  // The source stays away (target_loss.cc).
+  // The source stays away (loss.cc).
   void begin_abandoning(SourceLoss how) REQUIRES(mutex_);
   void check_source_deadline() REQUIRES(mutex_);
   void tell_source_lost() REQUIRES(mutex_);

@@ -1,7 +1,7 @@
 // Room for guest memory at the target, and what becomes of a pass when there is none.
 //
 // After the switch a lane without room ends, as a link that is lost: whoever comes in a new epoch
-// is refused until there is room (target_admission.cc). Before it the lane waits with its frame,
+// is refused until there is room (admission.cc). Before it the lane waits with its frame,
 // and the source is told, so that it sends no more; the guest runs on there.
 #include <string_view>
 
