@@ -41,7 +41,7 @@ class Process {
     // Only a move that was called post-copy leaves a page server, and its guest runs nowhere: it
     // goes to a new target as soon as it can.
     monitor::MigrationConfig config;
-    config.switch_policy = runtime::SwitchPolicy::kAfterPass;
+    config.options.switch_policy = runtime::SwitchPolicy::kAfterPass;
     made->monitor_ = std::make_unique<monitor::Monitor>(parts, std::move(config),
                                                         [process = made.get()](monitor::Exit how) {
                                                           process->exit_ = how;

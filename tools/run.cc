@@ -141,14 +141,12 @@ class Process {
     tell_if_beyond_host(arguments.machine.memory);
     tell_what_kernel_is_for(arguments);
     made->machine_->set_listener(made->events_.get());
-    made->make_monitor(
-        {.incoming = arguments.machine.incoming,
-         .secret = std::move(secret),
-         .allow_unprotected = arguments.allow_unprotected,
-         .source_loss = arguments.source_loss,
-         .source_loss_deadline = std::chrono::seconds(arguments.source_loss_deadline_s),
-         .page_server_command = page_server_command(arguments),
-         .page_server = arguments.page_server});
+    runtime::MigrationOptions options = arguments.options;
+    options.secret = std::move(secret);
+    options.page_server.command = page_server_command(arguments);
+    made->make_monitor({.incoming = arguments.machine.incoming,
+                        .allow_unprotected = arguments.allow_unprotected,
+                        .options = std::move(options)});
     TRY(made->open(arguments));
     return made;
   }

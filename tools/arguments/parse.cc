@@ -166,9 +166,9 @@ base::Result<Arguments, NothingToDo> parse_arguments(const std::vector<std::stri
   declare_run(*app.add_subcommand("run", "Starts a virtual machine, or waits for one to arrive"),
               run, run_texts);
   MigrateArguments migrate;
-  MigrateTexts migrate_texts;
+  ParameterOptions migrate_parameters(ParameterOptions::Command::kMigrate);
   declare_migrate(*app.add_subcommand("migrate", "Moves a guest between two running machines"),
-                  migrate, migrate_texts);
+                  migrate, migrate_parameters);
   StatusArguments status;
   auto* status_app = app.add_subcommand("status", "Says how a machine and its migration are");
   status_app->add_option("QMP", status.qmp, "QMP socket of the machine")->required();
@@ -196,7 +196,7 @@ base::Result<Arguments, NothingToDo> parse_arguments(const std::vector<std::stri
       return Arguments(std::move(run));
     }
     if (app.got_subcommand("migrate")) {
-      finish_migrate(migrate, migrate_texts);
+      finish_migrate(migrate, migrate_parameters);
       return Arguments(std::move(migrate));
     }
     if (app.got_subcommand("status")) {

@@ -117,25 +117,13 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
   app.add_option("--secret", run.secret_file,
                  "File with the secret that both ends of a migration prove to each other")
       ->type_name("FILE");
-  app.add_option("--page-server", texts.page_server,
-                 "Who holds the memory when this process dies in post-copy: own (one is started "
-                 "for each migration), scope (the same, in a scope of systemd's), unix:PATH (one "
-                 "that listens) or none (default)")
-      ->type_name("WHICH");
+  texts.parameters.declare(app);
   app.add_option("--page-server-qmp", run.page_server_qmp,
                  "Control socket unix:PATH of the page server that is started; without it, the "
                  "first --qmp path with .pages at its end")
       ->type_name("SOCKET");
   app.add_flag("--allow-unprotected", run.allow_unprotected,
                "Listen beyond this host without a secret");
-  app.add_option("--source-loss", texts.source_loss,
-                 "What a target does when its source stays away in post-copy: wait (default), "
-                 "poison what is missing, or give-up the guest")
-      ->type_name("POLICY");
-  app.add_option("--source-loss-deadline", run.source_loss_deadline_s,
-                 "Seconds of absence until that is done (60)")
-      ->check(CLI::Range(1U, runtime::kLongestSourceLossDeadlineS))
-      ->type_name("SECONDS");
   app.add_flag("--paused", run.machine.start_paused, "Do not run the guest before 'cont'");
   app.add_option("--name", run.machine.name, "Name of the machine (towline)")->type_name("NAME");
   app.add_option("--log-level", texts.level, "debug, info (default), warning or error")
@@ -152,11 +140,9 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   for (const auto& text : texts.qmp) {
     run.qmp.push_back(parse_qmp(text));
   }
-  const auto server = runtime::PageServerChoice::parse(texts.page_server);
-  if (!server.ok()) {
-    complain("--page-server", texts.page_server, server.error().detail);
+  for (const auto& setting : texts.parameters.settings()) {
+    static_cast<void>(set_parameter(run.options, *setting.parameter, setting.value));  // Checked.
   }
-  run.page_server = server.value();
   run.page_server_qmp = unix_path("--page-server-qmp", run.page_server_qmp);
   for (const QmpSocket& socket : run.qmp) {
     if (socket.path == run.page_server_qmp) {
@@ -176,7 +162,6 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
     throw CLI::RequiredError(
         "--qmp unix:PATH, because --incoming defer waits for migrate-incoming");
   }
-  run.source_loss = check_source_loss(texts.source_loss);
   run.log_level = log_level(texts.level);
 }
 

@@ -88,11 +88,7 @@ MigrationControl::MigrationControl(base::EventLoop& loop, Guest& guest, Migratio
       factory_(factory),
       config_(std::move(config)),
       link_(std::make_shared<MigrationWatcher*>(&watcher)) {
-  settings_.source_loss = config_.source_loss;
-  settings_.source_loss_deadline_s =
-      static_cast<std::uint64_t>(config_.source_loss_deadline.count());
-  settings_.page_server = config_.page_server;
-  settings_.switch_policy = config_.switch_policy;
+  settings_.options = config_.options;
 }
 
 MigrationControl::~MigrationControl() {
@@ -120,14 +116,20 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
 }
 
 base::Outcome MigrationControl::set_parameters(const Json* object) {
-  const bool running = !is_over(outgoing_status());
-  settings_ = TRY(with_parameters(settings_, object, running));
-  if (running) {
-    outgoing_->set_bandwidth(settings_.max_bandwidth, settings_.max_postcopy_bandwidth);
+  const bool leaving = in_progress();
+  const bool arriving = !is_over(incoming_status());
+  MigrationSettings changed = TRY(with_parameters(settings_, object, {leaving, arriving}));
+  if (changed.options.source_loss != settings_.options.source_loss) {
+    TRY(runtime::check_source_loss(changed.options.source_loss));
+  }
+  settings_ = std::move(changed);
+  const runtime::MigrationOptions& options = settings_.options;
+  // What can change at any time.
+  if (leaving) {
+    outgoing_->set_bandwidth(options.max_bandwidth, options.max_postcopy_bandwidth);
   }
   if (incoming_ != nullptr) {
-    TRY(incoming_->set_source_loss(settings_.source_loss,
-                                   std::chrono::seconds(settings_.source_loss_deadline_s)));
+    TRY(incoming_->set_source_loss(options.source_loss, options.source_loss_deadline));
   }
   return base::Done{};
 }
@@ -157,13 +159,6 @@ base::Outcome MigrationControl::may_migrate() const {
   return base::Done{};
 }
 
-runtime::MigrationOptions MigrationControl::options() const {
-  auto options = options_for(settings_);
-  options.secret = config_.secret;
-  options.page_server.command = config_.page_server_command;
-  return options;
-}
-
 std::unique_ptr<MigrationControl::Observer> MigrationControl::observe(Role role) {
   return std::make_unique<Observer>(loop_, link_, role);
 }
@@ -183,7 +178,7 @@ std::shared_ptr<bool> MigrationControl::announce_setup(Role role) {
 base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
   TRY(may_migrate());
   TRY(check_postcopy_is_meant(settings_));
-  const auto chosen = options();
+  const runtime::MigrationOptions& chosen = settings_.options;
   forget();
   auto observer = observe(Role::kSource);
   const auto accepted = announce_setup(Role::kSource);
@@ -264,7 +259,7 @@ base::Outcome MigrationControl::give_up_source(std::optional<runtime::SourceLoss
   if (incoming_ == nullptr) {
     return refuse("There is no migration into here whose source could be given up");
   }
-  const auto policy = how.value_or(settings_.source_loss);
+  const auto policy = how.value_or(settings_.options.source_loss);
   if (policy == runtime::SourceLoss::kWait) {
     return refuse(
         "Say what becomes of the guest: \"mode\": \"poison\" makes what is missing an error to "
@@ -310,7 +305,7 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
     return refuse("The incoming migration has already been started");
   }
   TRY(may_listen(at));
-  const auto chosen = options();
+  const runtime::MigrationOptions& chosen = settings_.options;
   auto observer = observe(Role::kTarget);
   const auto accepted = announce_setup(Role::kTarget);
   auto listening = factory_.listen(at, chosen, *observer);
@@ -329,7 +324,7 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
 }
 
 base::Outcome MigrationControl::may_listen(const runtime::Uri& at) const {
-  if (!at.is_local() && !config_.secret && !config_.allow_unprotected) {
+  if (!at.is_local() && !config_.options.secret && !config_.allow_unprotected) {
     return refuse(fmt::format(
         "address '{}' can be reached from other hosts, and anybody there could hand this process "
         "a guest: start it with --secret FILE (the same on both sides), or with "

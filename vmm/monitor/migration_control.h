@@ -36,15 +36,11 @@ class MigrationWatcher {
 
 /// What a process is told about migrations when it starts.
 struct MigrationConfig {
-  bool incoming = false;              ///< Started to receive a guest.
-  std::optional<std::string> secret;  ///< From --secret FILE.
-  bool allow_unprotected = false;     ///< May listen beyond this host without a secret.
-  runtime::SourceLoss source_loss = runtime::SourceLoss::kWait;  ///< The parameters' first values.
-  std::chrono::seconds source_loss_deadline{60};
-  /// What is executed for a page server of one's own; empty: none can be had.
-  std::vector<std::string> page_server_command = {};
-  runtime::PageServerChoice page_server = {};  ///< Unless x-towline-page-server says otherwise.
-  std::optional<runtime::SwitchPolicy> switch_policy = {};  ///< As if set by hand.
+  bool incoming = false;           ///< Started to receive a guest.
+  bool allow_unprotected = false;  ///< May listen beyond this host without a secret.
+  /// The parameters' first values, and what no parameter changes: the secret, and how a page server
+  /// is started.
+  runtime::MigrationOptions options = {};
 };
 
 /// A migration's numbers, with the end that they are from.
@@ -129,7 +125,6 @@ class MigrationControl {
   [[nodiscard]] runtime::MigrationStatus incoming_status() const;
   [[nodiscard]] base::Outcome may_migrate() const;
   [[nodiscard]] base::Outcome may_listen(const runtime::Uri& at) const;
-  [[nodiscard]] runtime::MigrationOptions options() const;
   std::unique_ptr<Observer> observe(Role role);
   std::shared_ptr<bool> announce_setup(Role role);
 

@@ -20,7 +20,7 @@ struct Watched {
       guest.state = vmm::RunState::kInmigrate;
     }
     monitor = std::make_unique<Monitor>(Monitor::Parts{*loop, guest, factory, machine_events},
-                                        MigrationConfig{incoming, std::nullopt, false},
+                                        MigrationConfig{.incoming = incoming},
                                         [this](Exit how) { exits.push_back(how); });
     REQUIRE(monitor->listen_qmp(folder.file("qmp"), true).ok());
     client = std::make_unique<Client>(*loop, folder.file("qmp"));
