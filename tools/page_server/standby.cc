@@ -104,6 +104,12 @@ std::string ended(std::int64_t pid) {
 
 // ---- who comes ---------------------------------------------------------------------------------
 
+Standby::Standby(const Parts& parts, bool daemon) : parts_(parts), daemon_(daemon) {
+  // Behind whatever the monitor does with that status.
+  parts_.guest.tell(
+      [this](MigrationStatus status) { parts_.loop.post([this, status] { on_status(status); }); });
+}
+
 Standby::~Standby() {
   close();
 }
@@ -368,9 +374,8 @@ Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership o
   machine_ =
       TRY(runtime::KeptMachine::create(session_->record, session_->files, std::move(state), owner));
   parts_.guest.hold(machine_.get(), session_->kept_elsewhere);
-  parts_.factory.hold({machine_.get(),
-                       {session_->ledger, session_->record.regions, session_->kept_elsewhere},
-                       tell_loop()});
+  parts_.factory.hold(
+      {machine_.get(), {session_->ledger, session_->record.regions, session_->kept_elsewhere}});
   if (owner == runtime::Ownership::kHere) {
     hold_parked();
     return base::Done{};
@@ -396,9 +401,8 @@ Outcome Standby::become_source(const StandbyLedger::Words& words) {
   legacy.kept_elsewhere = session_->kept_elsewhere;
   return parts_.monitor.adopt(
       [&](runtime::MigrationObserver& observer) -> Expected<std::unique_ptr<runtime::Outgoing>> {
-        tap_ = std::make_unique<StatusTap>(observer, tell_loop());
         auto driver =
-            std::make_unique<runtime::SourceDriver>(*machine_, target, record.options, *tap_);
+            std::make_unique<runtime::SourceDriver>(*machine_, target, record.options, observer);
         driver->begin_as_heir(std::move(legacy));
         return std::unique_ptr<runtime::Outgoing>(std::move(driver));
       });
@@ -412,11 +416,6 @@ void Standby::hold_parked() {
       "order, or it said that it never will, or its user vouches for it; memory and state "
       "are whole, and here alone",
       "'migrate' brings it to a new target");
-}
-
-StatusTap::Also Standby::tell_loop() {
-  return
-      [this](MigrationStatus status) { parts_.loop.post([this, status] { on_status(status); }); };
 }
 
 void Standby::on_status(MigrationStatus status) {

@@ -1,6 +1,5 @@
 #include "vmm/monitor/migration_control.h"
 
-#include <functional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -11,46 +10,6 @@
 namespace towline::monitor {
 
 using runtime::MigrationStatus;
-
-/// Carries what the migration's threads say over to the loop.
-class MigrationControl::Observer final : public runtime::MigrationObserver {
- public:
-  Observer(base::EventLoop& loop, std::shared_ptr<MigrationWatcher*> link, Role role)
-      : loop_(loop), role_(role), link_(std::move(link)) {}
-
-  void on_status(MigrationStatus status) override {
-    tell([role = role_, status](MigrationWatcher& to) { to.on_migration_status(role, status); });
-  }
-
-  void on_pass(std::uint64_t pass) override {
-    tell([pass](MigrationWatcher& to) { to.on_migration_pass(pass); });
-  }
-
-  void on_guest_stopped() override {
-    tell([](MigrationWatcher& to) { to.on_guest_stopped(); });
-  }
-
-  void on_guest_started() override {
-    tell([](MigrationWatcher& to) { to.on_guest_started(); });
-  }
-
-  void on_source_lost(const runtime::MissingMemory& missing) override {
-    tell([missing](MigrationWatcher& to) { to.on_source_lost(missing); });
-  }
-
- private:
-  void tell(std::function<void(MigrationWatcher&)> what) {
-    loop_.post([link = link_, what = std::move(what)] {
-      if (*link != nullptr) {
-        what(**link);
-      }
-    });
-  }
-
-  base::EventLoop& loop_;
-  const Role role_;
-  const std::shared_ptr<MigrationWatcher*> link_;  // shared: see MigrationControl::link_.
-};
 
 namespace {
 
@@ -81,18 +40,10 @@ bool is_over(MigrationStatus status) {
 
 }  // namespace
 
-MigrationControl::MigrationControl(base::EventLoop& loop, Guest& guest, MigrationFactory& factory,
-                                   MigrationWatcher& watcher, MigrationConfig config)
-    : loop_(loop),
-      guest_(guest),
-      factory_(factory),
-      config_(std::move(config)),
-      link_(std::make_shared<MigrationWatcher*>(&watcher)) {
+MigrationControl::MigrationControl(Guest& guest, MigrationFactory& factory,
+                                   MigrationObservers observers, MigrationConfig config)
+    : guest_(guest), factory_(factory), observers_(observers), config_(std::move(config)) {
   settings_.options = config_.options;
-}
-
-MigrationControl::~MigrationControl() {
-  *link_ = nullptr;
 }
 
 base::Outcome MigrationControl::set_capabilities(const Json& list) {
@@ -159,36 +110,13 @@ base::Outcome MigrationControl::may_migrate() const {
   return base::Done{};
 }
 
-std::unique_ptr<MigrationControl::Observer> MigrationControl::observe(Role role) {
-  return std::make_unique<Observer>(loop_, link_, role);
-}
-
-/// Puts `setup` in line before the migration's threads can say anything; it is told when the
-/// answer's value has become true by then.
-std::shared_ptr<bool> MigrationControl::announce_setup(Role role) {
-  auto accepted = std::make_shared<bool>(false);
-  loop_.post([link = link_, accepted, role] {
-    if (*accepted && *link != nullptr) {
-      (*link)->on_migration_status(role, MigrationStatus::kSetup);
-    }
-  });
-  return accepted;
-}
-
 base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
   TRY(may_migrate());
   TRY(check_postcopy_is_meant(settings_));
   const runtime::MigrationOptions& chosen = settings_.options;
   forget();
-  auto observer = observe(Role::kSource);
-  const auto accepted = announce_setup(Role::kSource);
-  auto started = factory_.start(target, chosen, *observer);
-  if (!started.ok()) {
-    return base::Err{std::move(started).error()};
-  }
-  *accepted = true;
-  outgoing_observer_ = std::move(observer);
-  outgoing_ = std::move(started).value();
+  observers_.source.on_status(MigrationStatus::kSetup);  // Before its threads can say anything.
+  outgoing_ = TRY(factory_.start(target, chosen, observers_.source));
   last_role_ = Role::kSource;
   base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={}",
             target.to_string(), chosen.bulk_lanes, chosen.passes);
@@ -204,13 +132,7 @@ void MigrationControl::forget() {
 
 base::Outcome MigrationControl::adopt(const Start& start) {
   forget();
-  auto observer = observe(Role::kSource);
-  auto started = start(*observer);
-  if (!started.ok()) {
-    return base::Err{std::move(started).error()};
-  }
-  outgoing_observer_ = std::move(observer);
-  outgoing_ = std::move(started).value();
+  outgoing_ = TRY(start(observers_.source));
   last_role_ = Role::kSource;
   return base::Done{};
 }
@@ -306,15 +228,8 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
   }
   TRY(may_listen(at));
   const runtime::MigrationOptions& chosen = settings_.options;
-  auto observer = observe(Role::kTarget);
-  const auto accepted = announce_setup(Role::kTarget);
-  auto listening = factory_.listen(at, chosen, *observer);
-  if (!listening.ok()) {
-    return base::Err{std::move(listening).error()};
-  }
-  *accepted = true;
-  incoming_observer_ = std::move(observer);
-  incoming_ = std::move(listening).value();
+  observers_.target.on_status(MigrationStatus::kSetup);  // Before its threads can say anything.
+  incoming_ = TRY(factory_.listen(at, chosen, observers_.target));
   exit_on_error_ = exit_on_error;
   last_role_ = Role::kTarget;
   const auto address = incoming_->report().listening;
@@ -340,6 +255,10 @@ MigrationStatus MigrationControl::outgoing_status() const {
 
 MigrationStatus MigrationControl::incoming_status() const {
   return incoming_ == nullptr ? MigrationStatus::kNone : incoming_->report().status;
+}
+
+bool MigrationControl::knows(Role role) const {
+  return role == Role::kSource ? outgoing_ != nullptr : incoming_ != nullptr;
 }
 
 std::optional<RoleReport> MigrationControl::report() const {

@@ -55,11 +55,66 @@ void MachineEvents::on_failure(const std::string& reason) {
   tell([reason](vmm::MachineListener& to) { to.on_failure(reason); });
 }
 
+/// Where what a migration says becomes events. Each call is put in line for the loop, and done
+/// there.
+class Monitor::MigrationEvents final : public runtime::MigrationObserver {
+ public:
+  MigrationEvents(base::EventLoop& loop, std::shared_ptr<Monitor*> monitor, Role role)
+      : loop_(loop), monitor_(std::move(monitor)), role_(role) {}
+
+  void on_status(MigrationStatus status) override {
+    on_loop([role = role_, status](Monitor& monitor) { monitor.migration_is(role, status); });
+  }
+
+  void on_pass(std::uint64_t pass) override {
+    on_loop([pass](Monitor& monitor) {
+      monitor.tell_if_wanted("MIGRATION_PASS", Json::object({{"pass", pass}}));
+    });
+  }
+
+  void on_guest_stopped() override {
+    on_loop([](Monitor& monitor) { monitor.on_stop(); });
+  }
+
+  void on_guest_started() override {
+    on_loop([](Monitor& monitor) {
+      // A guest that its user had stopped arrives stopped: it is here, but RESUME would be untrue.
+      if (monitor.guest_.run_state() == vmm::RunState::kRunning) {
+        monitor.on_resume();
+      }
+    });
+  }
+
+  void on_source_lost(const runtime::MissingMemory& missing) override {
+    on_loop([missing](Monitor& monitor) {
+      monitor.tell_if_wanted(
+          "X_TOWLINE_SOURCE_LOST",
+          Json::object({{"missing-pages", missing.pages}, {"missing-bytes", missing.bytes}}));
+    });
+  }
+
+ private:
+  void on_loop(std::function<void(Monitor&)> what) {
+    loop_.post([monitor = monitor_, what = std::move(what)] {
+      if (*monitor != nullptr) {
+        what(**monitor);
+      }
+    });
+  }
+
+  base::EventLoop& loop_;
+  const std::shared_ptr<Monitor*> monitor_;  // shared: see Monitor::self_.
+  const Role role_;
+};
+
 Monitor::Monitor(const Parts& parts, MigrationConfig config, std::function<void(Exit)> exit)
     : guest_(parts.guest),
       machine_events_(parts.machine_events),
       exit_(std::move(exit)),
-      migration_(parts.loop, parts.guest, parts.factory, *this, std::move(config)),
+      self_(std::make_shared<Monitor*>(this)),
+      of_source_(std::make_unique<MigrationEvents>(parts.loop, self_, Role::kSource)),
+      of_target_(std::make_unique<MigrationEvents>(parts.loop, self_, Role::kTarget)),
+      migration_(parts.guest, parts.factory, {*of_source_, *of_target_}, std::move(config)),
       context_{parts.guest, migration_, *this},
       server_(parts.loop, context_) {
   machine_events_.deliver_to(this);
@@ -67,6 +122,7 @@ Monitor::Monitor(const Parts& parts, MigrationConfig config, std::function<void(
 
 Monitor::~Monitor() {
   machine_events_.deliver_to(nullptr);
+  *self_ = nullptr;
 }
 
 base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
@@ -139,20 +195,27 @@ void Monitor::end_when_settled() {
   exit_(ending_->exit);
 }
 
-void Monitor::on_migration_status(Role role, MigrationStatus status) {
+void Monitor::tell_if_wanted(std::string_view event, const Json& data) {
+  if (migration_.settings().events) {
+    server_.broadcast(event, data);
+  }
+}
+
+void Monitor::migration_is(Role role, MigrationStatus status) {
+  // One that was refused has been announced, before anybody knew that it would be.
+  if (status == MigrationStatus::kSetup && !migration_.knows(role)) {
+    return;
+  }
   auto& told = role == Role::kSource ? told_source_ : told_target_;
   if (std::exchange(told, status) == status) {
     return;
   }
-  if (migration_.settings().events) {
-    server_.broadcast("MIGRATION", Json::object({{"status", runtime::to_string(status)}}));
-  }
+  tell_if_wanted("MIGRATION", Json::object({{"status", runtime::to_string(status)}}));
   base::log(base::LogLevel::kInfo, "migration.status role={} status={}",
             role == Role::kSource ? "source" : "target", runtime::to_string(status));
-  if (role == Role::kSource && status == MigrationStatus::kCompleted) {
-    guest_.migrated_away();
-  }
-  if (role == Role::kTarget) {
+  if (role == Role::kSource) {
+    guest_.on_leaving(status);
+  } else {
     end_if_failed(status);
   }
   end_when_settled();
@@ -175,12 +238,6 @@ void Monitor::end_if_failed(MigrationStatus status) {
   }
 }
 
-void Monitor::on_migration_pass(std::uint64_t pass) {
-  if (migration_.settings().events) {
-    server_.broadcast("MIGRATION_PASS", Json::object({{"pass", pass}}));
-  }
-}
-
 void Monitor::on_stop() {
   // The machine and the migration both tell; clients hear it once.
   if (std::exchange(told_stopped_, true) != true) {
@@ -191,20 +248,6 @@ void Monitor::on_stop() {
 void Monitor::on_resume() {
   if (std::exchange(told_stopped_, false) != false) {
     server_.broadcast("RESUME", Json());
-  }
-}
-
-void Monitor::on_guest_started() {
-  // A guest that its user had stopped arrives stopped: it is here, but RESUME would be untrue.
-  if (guest_.run_state() == vmm::RunState::kRunning) {
-    on_resume();
-  }
-}
-
-void Monitor::on_source_lost(const runtime::MissingMemory& missing) {
-  if (migration_.settings().events) {
-    server_.broadcast("X_TOWLINE_SOURCE_LOST", Json::object({{"missing-pages", missing.pages},
-                                                             {"missing-bytes", missing.bytes}}));
   }
 }
 
