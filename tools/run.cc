@@ -130,11 +130,11 @@ constexpr std::array kEndingSignals{SignalName{SIGINT, "SIGINT"}, SignalName{SIG
                                     SignalName{SIGHUP, "SIGHUP"}};
 
 /// Everything of one `towline run`, in the order in which it must be made; gone in reverse.
-class Process {
+class MachineProcess {
  public:
-  static base::Expected<std::unique_ptr<Process>> create(const RunArguments& arguments) {
+  static base::Expected<std::unique_ptr<MachineProcess>> create(const RunArguments& arguments) {
     auto secret = TRY(read_secret(arguments.secret_file));
-    auto made = std::make_unique<Process>();
+    auto made = std::make_unique<MachineProcess>();
     made->loop_ = TRY(base::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
     made->machine_ = TRY(vmm::KvmMachine::create(arguments.machine));
@@ -208,7 +208,7 @@ int run(const RunArguments& arguments) {
   base::configure_log(arguments.log_level, arguments.machine.name);
   // A reader that went away shows as EPIPE where it is written to.
   std::signal(SIGPIPE, SIG_IGN);
-  auto process = Process::create(arguments);
+  auto process = MachineProcess::create(arguments);
   if (!process.ok()) {
     base::say_on_error(fmt::format("towline run: {}\n", base::to_string(process.error())));
     return 1;

@@ -13,7 +13,7 @@
 #include <fmt/ranges.h>
 
 #include "base/log.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 namespace towline::monitor {
 namespace {
@@ -216,7 +216,7 @@ base::Expected<CapabilityChange> read_change(const Json& entry) {
   if (entry.members() == nullptr) {
     return wrong_type("capabilities", "array of objects");
   }
-  Arguments arguments(&entry);
+  CommandArguments arguments(&entry);
   CapabilityChange change{TRY(arguments.text("capability")), false};
   const auto state = TRY(arguments.optional_boolean("state"));
   if (!state) {

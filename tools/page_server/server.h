@@ -31,7 +31,7 @@
 namespace towline::tools {
 
 /// Threads: the loop's.
-class Standby {
+class PageServer {
  public:
   struct Parts {
     base::EventLoop& loop;
@@ -42,11 +42,11 @@ class Standby {
   };
 
   /// `daemon`: waits for a next source when one is done with.
-  Standby(const Parts& parts, bool daemon);
+  PageServer(const Parts& parts, bool daemon);
 
-  Standby(const Standby&) = delete;
-  Standby& operator=(const Standby&) = delete;
-  ~Standby();
+  PageServer(const PageServer&) = delete;
+  PageServer& operator=(const PageServer&) = delete;
+  ~PageServer();
 
   /// Errors: kRefused: the path is taken.
   base::Outcome listen(const std::string& path);
