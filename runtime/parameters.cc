@@ -390,6 +390,17 @@ std::string to_string(const Parameter& parameter, const ParameterValue& value) {
   __builtin_unreachable();
 }
 
+std::string dump(const MigrationOptions& options) {
+  std::vector<std::string> changed;
+  for (const Parameter& one : kParameters) {
+    const ParameterValue value = one.place.get(options);
+    if (value != default_of(one)) {
+      changed.push_back(fmt::format("{}={}", one.name, to_string(one, value)));
+    }
+  }
+  return fmt::format("{}", fmt::join(changed, " "));
+}
+
 std::string_view to_string(Parameter::Change change) {
   switch (change) {
     case Change::kAnyTime:

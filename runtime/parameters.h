@@ -82,6 +82,9 @@ base::Outcome set_parameter(MigrationOptions& options, const Parameter& paramete
 /// A value as people read it: "128 MiB/s", "300 ms", "manual", "none".
 std::string to_string(const Parameter& parameter, const ParameterValue& value);
 
+/// For the log: every parameter that differs from its default, "x-towline-passes=2 …".
+std::string dump(const MigrationOptions& options);
+
 std::string_view to_string(Parameter::Change change);
 std::string_view to_string(Parameter::End end);
 

@@ -118,8 +118,8 @@ base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
   observers_.source.on_status(MigrationStatus::kSetup);  // Before its threads can say anything.
   outgoing_ = TRY(factory_.start(target, chosen, observers_.source));
   last_role_ = Role::kSource;
-  base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={}",
-            target.to_string(), chosen.bulk_lanes, chosen.passes);
+  base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={} changed={}",
+            target.to_string(), chosen.bulk_lanes, chosen.passes, dump(chosen));
   return base::Done{};
 }
 
@@ -233,8 +233,8 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
   exit_on_error_ = exit_on_error;
   last_role_ = Role::kTarget;
   const auto address = incoming_->report().listening;
-  base::log(base::LogLevel::kInfo, "migration.listen address={}",
-            address ? address->to_string() : at.to_string());
+  base::log(base::LogLevel::kInfo, "migration.listen address={} changed={}",
+            address ? address->to_string() : at.to_string(), dump(chosen));
   return base::Done{};
 }
 

@@ -124,6 +124,15 @@ TEST_CASE("values are told as people read them") {
   CHECK(told("x-towline-alternates", std::vector<std::string>{}) == "[]");
 }
 
+TEST_CASE("the log is told what differs from the defaults, and nothing else") {
+  MigrationOptions options;
+  CHECK(dump(options).empty());
+  options.passes = 2;
+  options.alternates.push_back(Uri::parse("unix:/a").value());
+  options.secret = "s3cret";
+  CHECK(dump(options) == "x-towline-passes=2 x-towline-alternates=[unix:/a]");
+}
+
 /// The files under `folder` that hold `text`.
 std::set<std::string> files_with(const std::string& folder, const std::string& text) {
   std::set<std::string> found;
