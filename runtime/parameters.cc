@@ -303,7 +303,7 @@ std::size_t index_of(Type type) {
   __builtin_unreachable();
 }
 
-bool fits(const Parameter& parameter, const ParameterValue& value) {
+bool permits(const Parameter& parameter, const ParameterValue& value) {
   if (value.index() != index_of(parameter.place.type)) {
     return false;
   }
@@ -362,8 +362,8 @@ ParameterValue default_of(const Parameter& parameter) {
 
 base::Outcome set_parameter(MigrationOptions& options, const Parameter& parameter,
                             const ParameterValue& value) {
-  return fits(parameter, value) ? parameter.place.put(options, value)
-                                : refuse_value("use " + permitted(parameter));
+  return permits(parameter, value) ? parameter.place.put(options, value)
+                                   : refuse_value("use " + permitted(parameter));
 }
 
 std::string to_string(const Parameter& parameter, const ParameterValue& value) {
