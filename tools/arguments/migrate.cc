@@ -12,15 +12,16 @@ constexpr const char* kMigrateFooter = R"(Examples:
   towline migrate /run/vm1.qmp /tmp/vm1-new.qmp --via tcp:10.0.0.7:0 --max-bandwidth 500M
   towline migrate /run/vm1.qmp /tmp/vm1-new.qmp --json
 
-The target is a machine started with --incoming, of the same memory and vCPUs. Interrupting this
-command cancels the move before the switch; after it the move goes on without this command.
+The target is a machine that was started with --incoming, with the same --memory and --vcpus.
+Interrupting this command before the switch cancels the move. After the switch the move continues
+without this command.
 
 Exit status:
   0  moved: the guest runs at the target
   1  failed: the guest runs on at the source, or nothing was begun
   2  wrong command line
   3  cancelled: the guest runs on at the source
-  4  undecided: the move is paused, or goes on without this command; 'towline status' tells)";
+  4  undecided: the move is paused, or continues without this command; see 'towline status')";
 
 }  // namespace
 
@@ -34,7 +35,7 @@ void declare_migrate(CLI::App& app, MigrateArguments& migrate, ParameterOptions&
                  "Default: tcp:127.0.0.1:0.")
       ->type_name("URI");
   parameters.declare(app);
-  app.add_flag("--json", migrate.json, "The result as one JSON object on standard output");
+  app.add_flag("--json", migrate.json, "Print the result as one JSON object on standard output");
   app.footer(kMigrateFooter);
 }
 

@@ -107,8 +107,8 @@ base::Expected<runtime::Uri> address(CommandArguments& arguments) {
 base::Outcome without_lookup(const runtime::Uri& at) {
   return !at.needs_lookup()
              ? base::Outcome(base::Done{})
-             : refuse(fmt::format("address '{}' to listen at has a name; give an address of this "
-                                  "host in numbers, or tcp::{} for all of them",
+             : refuse(fmt::format("address '{}' to listen at has a host name; give an address of "
+                                  "this host in numbers, or tcp::{} for all of them",
                                   at.to_string(), at.port));
 }
 
