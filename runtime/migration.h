@@ -119,13 +119,13 @@ struct MissingMemory {
 /// Told of what happens to a migration. The only interface for that: the product implements it once
 /// (vmm/monitor/monitor.cc), where what is told becomes QMP events.
 ///
-/// Threads: the migration's. Some calls are made with a lock of the migration held, so an
-/// implementation returns soon and calls nothing of the migration back; it puts what it is told in
-/// line for a thread of its own.
+/// Threads: the migration's. Some calls are made with a lock of the migration held. So an
+/// implementation must return soon and must not call the migration; it queues what it is told for a
+/// thread of its own.
 ///
-/// Order: on_status() is called in the order of the changes, once for each. Another call comes
-/// between the two statuses between which it happened, if both are told from the same thread. What
-/// of a status must outlive the process is in the page server's ledger before the status is told.
+/// Order: on_status() is called once for each change, in the order of the changes. Calls from one
+/// thread come in the order of what happened. Before a status is told, the page server's ledger has
+/// whatever of it must outlive the process.
 ///
 /// Lifetime: longer than the migration's.
 class MigrationObserver {

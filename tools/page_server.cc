@@ -39,8 +39,8 @@ class PageServerProcess {
     made->factory_ = std::make_unique<KeptMigrations>();
     const monitor::Monitor::Parts parts{*made->loop_, *made->guest_, *made->factory_,
                                         *made->events_};
-    // Only a move that was called post-copy leaves a page server, and its guest runs nowhere: it
-    // goes to a new target as soon as it can.
+    // A page server exists only for a move whose user asked for post-copy. A guest that it keeps
+    // runs nowhere, so a move to a new target switches without an order.
     monitor::MigrationConfig config;
     config.options.switch_policy = runtime::SwitchPolicy::kAfterPass;
     made->monitor_ = std::make_unique<monitor::Monitor>(parts, std::move(config),
@@ -102,7 +102,8 @@ class PageServerProcess {
   monitor::Exit exit_;
 };
 
-/// Who started this one waits until it is a process of its own, and nobody's child.
+/// Goes on in a fork. The process that started this one waits for the parent only, and has no child
+/// afterwards.
 void go_into_the_background() {
   const pid_t child = ::fork();
   if (child != 0) {

@@ -51,7 +51,7 @@ void tell_if_exposed(const base::OwnedFd& fd, const std::string& path) {
   }
 }
 
-/// Not refused: a guest that leaves most of its memory untouched is well off.
+/// Not refused: a guest may leave most of its memory untouched.
 void tell_if_beyond_host(base::Bytes memory) {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
   const auto host =
@@ -67,7 +67,7 @@ void tell_if_beyond_host(base::Bytes memory) {
   }
 }
 
-/// Said because it reads as if it were booted.
+/// Tells what --kernel is for with --incoming: the command line reads as if it were booted.
 void tell_what_kernel_is_for(const RunArguments& arguments) {
   if (arguments.machine.incoming && !arguments.machine.kernel.empty()) {
     base::log(base::LogLevel::kInfo, "vm.kernel_waits kernel={} reason={}",

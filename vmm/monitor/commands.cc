@@ -102,8 +102,8 @@ base::Expected<runtime::Uri> address(CommandArguments& arguments) {
   return uri ? runtime::Uri::parse(*uri) : address_from_channels(*channels);
 }
 
-/// An address to listen at. Names are not looked up here: without a network that takes seconds, in
-/// which nobody would get an answer.
+/// For an address to listen at. Host names are not looked up here: without a network a look-up
+/// takes seconds, and no client would get an answer meanwhile.
 base::Outcome without_lookup(const runtime::Uri& at) {
   return !at.needs_lookup()
              ? base::Outcome(base::Done{})
@@ -150,7 +150,7 @@ Answer give_up_source(CommandContext& context, CommandArguments& arguments) {
 
 Answer migrate(CommandContext& context, CommandArguments& arguments) {
   const auto resume = TRY(arguments.optional_boolean("resume"));
-  // Given by old scripts and without a meaning since long ago; only what it always was is taken.
+  // Old scripts set it. It has had no effect for long, so only the value that is true is accepted.
   const auto detach = TRY(arguments.optional_boolean("detach"));
   const auto target = TRY(address(arguments));
   NO_ARGUMENTS();
@@ -201,7 +201,7 @@ Answer query_capabilities(CommandContext& context, CommandArguments& arguments) 
 }
 
 Answer set_parameters(CommandContext& context, CommandArguments& arguments) {
-  // Not finish(): each name is judged by itself, with what to do instead.
+  // Not finish(): with_parameters() refuses unknown names, and says what to use instead.
   TRY(context.migration.set_parameters(arguments.all()));
   return done();
 }
@@ -254,7 +254,7 @@ const Command* find_command(std::string_view name) {
 }
 
 Json version_json() {
-  // The interface that managers look for, and who speaks it.
+  // The version of QEMU's interface, which managers look for, and the program behind it.
   return Json::object({{"qemu", Json::object({{"micro", 0}, {"minor", 2}, {"major", 10}})},
                        {"package", "towline " TOWLINE_VERSION}});
 }

@@ -56,8 +56,8 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
     if (changed.postcopy_preempt != settings_.postcopy_preempt) {
       return refuse("Postcopy preempt must be set before incoming starts");
     }
-    // With QEMU's `-incoming tcp:…` it listens before anybody can set this: so that is no
-    // beginning.
+    // Listening alone is not too late: with `--incoming tcp:…` a machine listens before anybody can
+    // set this.
     if (changed.postcopy_ram != settings_.postcopy_ram && status != MigrationStatus::kSetup) {
       return refuse("Postcopy-ram must be set before a guest is received");
     }
@@ -86,7 +86,7 @@ base::Outcome MigrationControl::set_parameters(const Json* object) {
 }
 
 base::Outcome MigrationControl::may_migrate() const {
-  // First the migration, then the machine: while one runs, that is the reason to give.
+  // The migration first: while one runs, that is the reason that helps, whatever the run state is.
   if (!is_over(outgoing_status())) {
     return refuse("There's a migration process in progress");
   }
@@ -207,7 +207,7 @@ base::Outcome MigrationControl::cancel() {
       return refuse("Postcopy migration in progress, cannot cancel.");
     }
     auto cancelled = outgoing_->cancel();
-    // The point of no return may lie between the question and the order.
+    // The guest may have been handed over since the status was read.
     return !cancelled.ok() && in_postcopy(outgoing_status())
                ? refuse("Postcopy migration in progress, cannot cancel.")
                : std::move(cancelled);

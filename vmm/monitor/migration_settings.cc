@@ -22,7 +22,7 @@ using runtime::Parameter;
 using runtime::ParameterValue;
 using runtime::SwitchPolicy;
 
-/// What QEMU has and Towline not, with what to do instead.
+/// Parameters that QEMU has and Towline has not, with what to do instead.
 struct NotBuilt {
   std::string_view prefix;
   std::string_view remedy;
@@ -100,7 +100,7 @@ std::optional<std::vector<std::string>> texts_of(const Json& json) {
   return texts;
 }
 
-/// The value, if it is of that type at all. A number that is no whole one is of no type.
+/// The value, if it is of that type. A number with a fraction or a sign is none.
 std::optional<ParameterValue> value_of(const Json& json, Parameter::Type type) {
   switch (type) {
     case Parameter::Type::kBoolean:
@@ -116,7 +116,7 @@ std::optional<ParameterValue> value_of(const Json& json, Parameter::Type type) {
   __builtin_unreachable();
 }
 
-/// In QEMU's words where it has any.
+/// The error for a value that the row does not permit, in QEMU's words where QEMU has this error.
 base::Err<base::Error> not_permitted(const Parameter& parameter, const Json& given,
                                      const std::string& remedy) {
   switch (parameter.place.type) {
@@ -134,7 +134,7 @@ base::Err<base::Error> not_permitted(const Parameter& parameter, const Json& giv
   __builtin_unreachable();
 }
 
-/// Those that follow a migration that leaves.
+/// The parameters of the source that may change while a guest leaves.
 std::string changeable() {
   std::vector<std::string> names;
   for (const Parameter& one : runtime::parameters()) {
@@ -145,7 +145,7 @@ std::string changeable() {
   return fmt::format("{}", fmt::join(names, " and "));
 }
 
-/// Whether a value that differs may be set now.
+/// Whether the parameter may be set to another value now.
 base::Outcome may_change(const Parameter& parameter, InProgress now) {
   switch (parameter.change) {
     case Parameter::Change::kAnyTime:
@@ -171,8 +171,8 @@ base::Outcome may_change(const Parameter& parameter, InProgress now) {
   return base::Done{};
 }
 
-/// Managers turn some up while they wait for a move, and QEMU takes it. The move in progress keeps
-/// what it was begun with, and its user should know.
+/// Managers raise some limits while they wait for a move, and QEMU accepts that. Here the move in
+/// progress keeps the value that it began with, so the log says when the new one counts.
 void tell_if_later(const Parameter& parameter, const ParameterValue& value, InProgress now) {
   const bool of_next = parameter.change == Parameter::Change::kForTheNext && now.leaving;
   const bool of_both = parameter.change == Parameter::Change::kBeforeMigrate &&
@@ -232,20 +232,20 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
     settings.events = change.state;
   } else if (change.name == "postcopy-ram") {
     if (settings.postcopy_ram && !change.state) {
-      // Who takes it back takes back what came with it.
+      // A switch that was set together with the capability must not outlive it.
       settings.options.switch_policy = SwitchPolicy::kManual;
     }
     settings.postcopy_ram = change.state;
   } else if (change.name == "postcopy-preempt") {
     settings.postcopy_preempt = change.state;
   } else if (change.name != "return-path") {
-    // Managers write "off" for everything that they did not ask for, and off it is.
+    // Managers turn off every capability that they do not use; these are always off.
     return is_always_off(change.name) && !change.state
                ? base::Outcome(base::Done{})
                : base::Outcome(not_accepted("capability", change.name));
   } else if (!change.state) {
-    // The same, and not true. A refusal would stop them for nothing; query-migrate-capabilities
-    // keeps telling the truth.
+    // Managers turn this one off too, but it stays on. A refusal would stop them without need;
+    // query-migrate-capabilities still says that it is on.
     base::log(base::LogLevel::kWarning, "migration.capability name=return-path state=off reason={}",
               "it stays on, always in effect");
   }

@@ -7,9 +7,9 @@
 
 namespace towline::monitor {
 
-/// What a manager has set for migrations to come: QEMU's capabilities, as far as they are built,
-/// and the parameters (runtime/parameters.h). A value type; the functions below check and never
-/// change half of it.
+/// What a manager has set for the next migration: those of QEMU's capabilities that are built, and
+/// the parameters (runtime/parameters.h). A value type: the functions below return a changed copy,
+/// or an error.
 struct MigrationSettings {
   bool events = false;
   bool postcopy_ram = false;
@@ -42,10 +42,10 @@ base::Expected<MigrationSettings> with_parameters(MigrationSettings settings, co
 /// A parameter's value in JSON.
 Json json_of(const runtime::ParameterValue& value);
 
-/// Every move goes post-copy, so somebody must have called it that: by the capability, or by a
-/// switch without an order (x-towline-switch). A manager that never did knows nothing of the
-/// statuses that follow, and ends what it does not know, at the side where the guest is by then.
-/// Errors: kRefused; names the capability, the command that sets it, and the other way.
+/// Every move is post-copy, so its user must have asked for post-copy: by the capability, or by a
+/// switch without an order (x-towline-switch). A manager that did not ask does not know the
+/// statuses of post-copy. It may end a process whose status it does not know, and with it the
+/// guest. Errors: kRefused; names the capability, the command that sets it, and the other way.
 base::Outcome check_postcopy_is_meant(const MigrationSettings& settings);
 
 }  // namespace towline::monitor

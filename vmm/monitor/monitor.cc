@@ -55,7 +55,7 @@ void MachineEvents::on_failure(const std::string& reason) {
   tell([reason](vmm::MachineListener& to) { to.on_failure(reason); });
 }
 
-/// Where what a migration says becomes events. Each call is put in line for the loop, and done
+/// Turns what a migration tells into QMP events. Each call is queued for the loop and handled
 /// there.
 class Monitor::MigrationEvents final : public runtime::MigrationObserver {
  public:
@@ -135,7 +135,7 @@ base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
 
 void Monitor::on_signal(const char* name) {
   if (const auto danger = migration_.danger_of_ending()) {
-    // However often it comes: who presses Ctrl-C once more does so from habit.
+    // However many signals come: people press Ctrl-C twice from habit.
     base::log_owner(
         base::LogLevel::kError, "monitor.signal_refused signal={} reason={} remedy={}", name,
         *danger + "; no signal ends this process meanwhile",
@@ -162,7 +162,7 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
   if (danger) {
     base::log(base::LogLevel::kError, "monitor.forced_end reason={}", *danger);
   }
-  // What a page server goes on with is left as it is: its target shall not be told of an end.
+  // If a page server continues the migration, the target must not be told that it ended.
   const bool left = migration_.may_be_left();
   const bool forced = left || (force && (danger || migration_.in_progress()));
   if (left) {
@@ -170,8 +170,8 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
               "the page server goes on with the migration");
   }
   if (migration_.can_be_cancelled() && !forced) {
-    // Its threads are joined when it is settled; and the target is told instead of left alone.
-    // Refused when the guest was handed over since the question above.
+    // The target is told of the cancel, and the threads are joined when the migration has ended.
+    // The cancel is refused if the guest was handed over since the check above.
     TRY(migration_.cancel());
   }
   ending_ = Ending{Exit{0, forced}, std::move(shutdown)};
@@ -183,7 +183,7 @@ void Monitor::end_when_settled() {
   if (!ending_ || ended_) {
     return;
   }
-  // A guest that switched itself off while the source still sends: the source is let finish.
+  // If the guest powered off while the source still sends, the source may finish first.
   const bool settled = !migration_.in_progress() && !migration_.danger_of_ending();
   if (!settled && !ending_->exit.forced) {
     return;
@@ -202,7 +202,7 @@ void Monitor::tell_if_wanted(std::string_view event, const Json& data) {
 }
 
 void Monitor::migration_is(Role role, MigrationStatus status) {
-  // One that was refused has been announced, before anybody knew that it would be.
+  // Setup is announced before a migration is begun. If that was refused, clients are not told.
   if (status == MigrationStatus::kSetup && !migration_.knows(role)) {
     return;
   }
@@ -239,7 +239,7 @@ void Monitor::end_if_failed(MigrationStatus status) {
 }
 
 void Monitor::on_stop() {
-  // The machine and the migration both tell; clients hear it once.
+  // The machine and the migration both report this; clients are told once.
   if (std::exchange(told_stopped_, true) != true) {
     server_.broadcast("STOP", Json());
   }

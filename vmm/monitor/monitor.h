@@ -49,9 +49,9 @@ class MachineEvents final : public vmm::MachineListener {
 /// The control plane of one machine: QMP sockets, migrations, signals, and the one place that
 /// decides whether the process may end.
 ///
-/// Threads: the loop's. What migrations and the machine say comes from theirs and is put in line
-/// for the loop: clients are sent it in that order, and behind the answer to the command that is
-/// being carried out.
+/// Threads: the loop's. Migrations and the machine report from threads of their own; each report is
+/// queued for the loop. Clients get the events in the order of that queue, and after the answer to
+/// the command that is being carried out.
 class Monitor final : public Quitter, private vmm::MachineListener {
  public:
   struct Parts {
@@ -114,19 +114,19 @@ class Monitor final : public Quitter, private vmm::MachineListener {
   Guest& guest_;
   MachineEvents& machine_events_;
   const std::function<void(Exit)> exit_;
-  // shared: with what is in line for the loop. Null when this is gone; the pointer in it is the
-  // loop's thread's alone.
+  // shared: with the reports in the loop's queue. Holds null when this is gone; only the loop's
+  // thread reads or writes what it holds.
   const std::shared_ptr<Monitor*> self_;
   const std::unique_ptr<MigrationEvents> of_source_;
   const std::unique_ptr<MigrationEvents> of_target_;
   MigrationControl migration_;
   CommandContext context_;
   QmpServer server_;
-  // What clients were told last, so that they hear it once.
+  // What clients were told last, so that nothing is told twice.
   std::optional<bool> told_stopped_;
   std::optional<runtime::MigrationStatus> told_source_;
   std::optional<runtime::MigrationStatus> told_target_;
-  std::string first_qmp_;         ///< Where a person may order what no signal does.
+  std::string first_qmp_;         ///< Where a person can force the end that signals cannot.
   std::optional<Ending> ending_;  ///< Decided, but a migration is not settled yet.
   bool ended_ = false;
 };
