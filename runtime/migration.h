@@ -116,8 +116,18 @@ struct MissingMemory {
   std::uint64_t bytes = 0;
 };
 
-/// Told of changes. Called from the migration's threads: return soon, call nothing of the
-/// migration back.
+/// Told of what happens to a migration. The only interface for that: the product implements it once
+/// (vmm/monitor/monitor.cc), where what is told becomes QMP events.
+///
+/// Threads: the migration's. Some calls are made with a lock of the migration held. So an
+/// implementation must return soon and must not call the migration; it queues what it is told for a
+/// thread of its own.
+///
+/// Order: on_status() is called once for each change, in the order of the changes. Calls from one
+/// thread come in the order of what happened. Before a status is told, the page server's ledger has
+/// whatever of it must outlive the process.
+///
+/// Lifetime: longer than the migration's.
 class MigrationObserver {
  public:
   MigrationObserver() = default;
@@ -126,9 +136,14 @@ class MigrationObserver {
   virtual ~MigrationObserver() = default;
 
   virtual void on_status(MigrationStatus status) = 0;
+
+  /// Source: a pass begins, the first is 1; the flight of the switch is the last.
   virtual void on_pass(std::uint64_t pass) = 0;
-  /// Source: the guest was parked for the switch. Target: it runs here.
+
+  /// Source: the guest is parked for the switch.
   virtual void on_guest_stopped() = 0;
+
+  /// Target: the guest runs here. Source: a guest that was parked belongs to this process again.
   virtual void on_guest_started() = 0;
 
   /// Target: the guest runs here, its source is away, and so much is only there.

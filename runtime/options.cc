@@ -105,24 +105,14 @@ bool is_loopback(const std::string& host) {
 }  // namespace
 
 std::string_view to_string(SourceLoss policy) {
-  switch (policy) {
-    case SourceLoss::kWait:
-      return "wait";
-    case SourceLoss::kPoison:
-      return "poison";
-    case SourceLoss::kGiveUp:
-      return "give-up";
-  }
-  __builtin_unreachable();
+  return kSourceLossNames.at(static_cast<std::size_t>(policy));
 }
 
 std::optional<SourceLoss> source_loss_named(std::string_view name) {
-  for (const SourceLoss one : {SourceLoss::kWait, SourceLoss::kPoison, SourceLoss::kGiveUp}) {
-    if (to_string(one) == name) {
-      return one;
-    }
-  }
-  return std::nullopt;
+  const auto* const found = std::find(kSourceLossNames.begin(), kSourceLossNames.end(), name);
+  return found == kSourceLossNames.end()
+             ? std::nullopt
+             : std::optional(static_cast<SourceLoss>(found - kSourceLossNames.begin()));
 }
 
 base::Expected<Uri> Uri::parse(const std::string& text) {
@@ -205,6 +195,12 @@ std::string PageServerChoice::to_string() const {
       return "unix:" + path;
   }
   __builtin_unreachable();
+}
+
+void MigrationOptions::limit_downtime(std::chrono::milliseconds limit) {
+  downtime_limit = limit;
+  switch_page_budget = std::min(MigrationOptions{}.switch_page_budget,
+                                static_cast<std::uint64_t>(limit.count()) * 1000);
 }
 
 }  // namespace towline::runtime

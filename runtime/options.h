@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -25,6 +26,11 @@ enum class SourceLoss : std::uint8_t {
   kPoison,  ///< What is missing becomes an error to touch; the guest runs on with the rest.
   kGiveUp,  ///< The guest is ended.
 };
+
+// Their names on the command line and in QMP, in the order of the values.
+inline constexpr std::array<std::string_view, 3> kSwitchPolicyNames{"immediate", "after-pass",
+                                                                    "manual"};
+inline constexpr std::array<std::string_view, 3> kSourceLossNames{"wait", "poison", "give-up"};
 
 std::string_view to_string(SourceLoss policy);
 std::optional<SourceLoss> source_loss_named(std::string_view name);
@@ -68,18 +74,18 @@ struct PageServerChoice {
   [[nodiscard]] std::string to_string() const;
 };
 
-/// The largest `source_loss_deadline` that a user may set.
-constexpr std::uint32_t kLongestSourceLossDeadlineS = 1U << 30U;
-
-/// Everything that can be set for one migration, with unit, default and reason.
+/// Everything that can be set for one migration, with unit, default and reason. What a user can
+/// set, and within which bounds, is in parameters.h.
 struct MigrationOptions {
   SwitchPolicy switch_policy = SwitchPolicy::kManual;
-  std::uint32_t passes = 1;                  ///< Passes over memory before the switch, 0..16.
-  std::uint32_t bulk_lanes = 2;              ///< 1..16. One thread each on both sides.
-  std::uint64_t max_bandwidth = 0;           ///< Pre-pass, bytes/s over all lanes; 0: no limit.
+  std::uint32_t passes = 1;      ///< Passes over memory before the switch.
+  std::uint32_t bulk_lanes = 2;  ///< One thread each on both sides.
+  /// Before the switch, bytes/s over all lanes; 0: no limit. QEMU's default.
+  std::uint64_t max_bandwidth = 128U << 20U;
   std::uint64_t max_postcopy_bandwidth = 0;  ///< Bulk lanes after the switch, bytes/s; 0: no limit.
-  std::uint64_t switch_page_budget = 300;    ///< Last dirty delta that is small enough. Pages.
-  std::chrono::milliseconds switch_wait{200};         ///< Longest wait for such a delta.
+  std::chrono::milliseconds downtime_limit{300};  ///< QEMU's default. See limit_downtime().
+  std::uint64_t switch_page_budget = 300;         ///< Last dirty delta that is small enough. Pages.
+  std::chrono::milliseconds switch_wait{200};     ///< Longest wait for such a delta.
   std::chrono::milliseconds handshake_timeout{5000};  ///< A peer that says nothing is dropped.
   std::chrono::milliseconds connect_timeout{5000};
   bool auto_recover = true;  ///< Reconnect by itself when the link was lost in post-copy.
@@ -96,6 +102,13 @@ struct MigrationOptions {
   std::chrono::seconds source_loss_deadline{60};  ///< Paused for so long: it is done.
   PageServerChoice page_server;                   ///< Source.
   std::optional<std::string> secret;  ///< From --secret FILE: proves both ends to each other.
+
+  /// Sets the page budget of the switch that the limit stands for.
+  ///
+  /// A page of the last delta costs the pause about a microsecond at the target (it is zapped
+  /// there), so a limit in milliseconds is a number of thousands of pages. Only 0 is less than the
+  /// default budget: then the switch waits, as long as it may, for a moment without a dirty page.
+  void limit_downtime(std::chrono::milliseconds limit);
 };
 
 }  // namespace towline::runtime

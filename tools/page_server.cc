@@ -16,7 +16,7 @@
 
 #include "base/event_loop.h"
 #include "base/log.h"
-#include "tools/page_server/standby.h"
+#include "tools/page_server/server.h"
 #include "vmm/monitor/monitor.h"
 
 namespace towline::tools {
@@ -26,10 +26,11 @@ constexpr std::array kEndingSignals{std::pair{SIGINT, "SIGINT"}, std::pair{SIGTE
                                     std::pair{SIGHUP, "SIGHUP"}};
 
 /// Everything of one `towline page-server`, in the order in which it must be made; gone in reverse.
-class Process {
+class PageServerProcess {
  public:
-  static base::Expected<std::unique_ptr<Process>> create(const PageServerArguments& arguments) {
-    auto made = std::make_unique<Process>();
+  static base::Expected<std::unique_ptr<PageServerProcess>> create(
+      const PageServerArguments& arguments) {
+    auto made = std::make_unique<PageServerProcess>();
     made->kept_ = take_kept_fds();
     made->store_ = std::make_unique<FdStore>(!arguments.listen.empty());
     made->loop_ = TRY(base::EventLoop::create());
@@ -38,10 +39,10 @@ class Process {
     made->factory_ = std::make_unique<KeptMigrations>();
     const monitor::Monitor::Parts parts{*made->loop_, *made->guest_, *made->factory_,
                                         *made->events_};
-    // Only a move that was called post-copy leaves a page server, and its guest runs nowhere: it
-    // goes to a new target as soon as it can.
+    // A page server exists only for a move whose user asked for post-copy. A guest that it keeps
+    // runs nowhere, so a move to a new target switches without an order.
     monitor::MigrationConfig config;
-    config.switch_policy = runtime::SwitchPolicy::kAfterPass;
+    config.options.switch_policy = runtime::SwitchPolicy::kAfterPass;
     made->monitor_ = std::make_unique<monitor::Monitor>(parts, std::move(config),
                                                         [process = made.get()](monitor::Exit how) {
                                                           process->exit_ = how;
@@ -57,7 +58,7 @@ class Process {
               exit_.forced);
     if (exit_.forced) {
       monitor_->close_qmp();
-      standby_->close();
+      server_->close();
       base::flush_log();
       std::_Exit(exit_.code);
     }
@@ -73,13 +74,14 @@ class Process {
     for (const auto& socket : arguments.qmp) {
       TRY(monitor_->listen_qmp(socket.path, socket.events));
     }
-    standby_ = std::make_unique<Standby>(
-        Standby::Parts{*loop_, *monitor_, *guest_, *factory_, *store_}, !arguments.listen.empty());
+    server_ = std::make_unique<PageServer>(
+        PageServer::Parts{*loop_, *monitor_, *guest_, *factory_, *store_},
+        !arguments.listen.empty());
     if (!arguments.listen.empty()) {
-      TRY(standby_->listen(arguments.listen));
-      TRY(standby_->restore(std::move(kept_)));
+      TRY(server_->listen(arguments.listen));
+      TRY(server_->restore(std::move(kept_)));
     } else {
-      standby_->serve(base::OwnedFd(arguments.socket_fd));
+      server_->serve(base::OwnedFd(arguments.socket_fd));
     }
     if (const auto told = store_->tell("ready"); !told.ok()) {
       base::log(base::LogLevel::kWarning, "page_server.not_told reason={}",
@@ -94,13 +96,14 @@ class Process {
   std::unique_ptr<monitor::MachineEvents> events_;
   std::unique_ptr<KeptGuest> guest_;
   std::unique_ptr<KeptMigrations> factory_;
-  std::unique_ptr<Standby> standby_;  // What the monitor's migration works on is in it.
+  std::unique_ptr<PageServer> server_;  // What the monitor's migration works on is in it.
   std::unique_ptr<monitor::Monitor> monitor_;
   std::vector<std::unique_ptr<base::EventLoop::Handle>> signals_;
   monitor::Exit exit_;
 };
 
-/// Who started this one waits until it is a process of its own, and nobody's child.
+/// Goes on in a fork. The process that started this one waits for the parent only, and has no child
+/// afterwards.
 void go_into_the_background() {
   const pid_t child = ::fork();
   if (child != 0) {
@@ -129,7 +132,7 @@ int page_server(const PageServerArguments& arguments) {
   base::configure_log(arguments.log_level, arguments.name);
   // A reader that went away shows as EPIPE where it is written to.
   std::signal(SIGPIPE, SIG_IGN);
-  auto process = Process::create(arguments);
+  auto process = PageServerProcess::create(arguments);
   if (!process.ok()) {
     base::say_on_error(fmt::format("towline page-server: {}\n", base::to_string(process.error())));
     return 1;

@@ -51,7 +51,7 @@ void tell_if_exposed(const base::OwnedFd& fd, const std::string& path) {
   }
 }
 
-/// Not refused: a guest that leaves most of its memory untouched is well off.
+/// Not refused: a guest may leave most of its memory untouched.
 void tell_if_beyond_host(base::Bytes memory) {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
   const auto host =
@@ -67,7 +67,7 @@ void tell_if_beyond_host(base::Bytes memory) {
   }
 }
 
-/// Said because it reads as if it were booted.
+/// Tells what --kernel is for with --incoming: the command line reads as if it were booted.
 void tell_what_kernel_is_for(const RunArguments& arguments) {
   if (arguments.machine.incoming && !arguments.machine.kernel.empty()) {
     base::log(base::LogLevel::kInfo, "vm.kernel_waits kernel={} reason={}",
@@ -130,25 +130,23 @@ constexpr std::array kEndingSignals{SignalName{SIGINT, "SIGINT"}, SignalName{SIG
                                     SignalName{SIGHUP, "SIGHUP"}};
 
 /// Everything of one `towline run`, in the order in which it must be made; gone in reverse.
-class Process {
+class MachineProcess {
  public:
-  static base::Expected<std::unique_ptr<Process>> create(const RunArguments& arguments) {
+  static base::Expected<std::unique_ptr<MachineProcess>> create(const RunArguments& arguments) {
     auto secret = TRY(read_secret(arguments.secret_file));
-    auto made = std::make_unique<Process>();
+    auto made = std::make_unique<MachineProcess>();
     made->loop_ = TRY(base::EventLoop::create());
     made->events_ = std::make_unique<monitor::MachineEvents>(*made->loop_);
     made->machine_ = TRY(vmm::KvmMachine::create(arguments.machine));
     tell_if_beyond_host(arguments.machine.memory);
     tell_what_kernel_is_for(arguments);
     made->machine_->set_listener(made->events_.get());
-    made->make_monitor(
-        {.incoming = arguments.machine.incoming,
-         .secret = std::move(secret),
-         .allow_unprotected = arguments.allow_unprotected,
-         .source_loss = arguments.source_loss,
-         .source_loss_deadline = std::chrono::seconds(arguments.source_loss_deadline_s),
-         .page_server_command = page_server_command(arguments),
-         .page_server = arguments.page_server});
+    runtime::MigrationOptions options = arguments.options;
+    options.secret = std::move(secret);
+    options.page_server.command = page_server_command(arguments);
+    made->make_monitor({.incoming = arguments.machine.incoming,
+                        .allow_unprotected = arguments.allow_unprotected,
+                        .options = std::move(options)});
     TRY(made->open(arguments));
     return made;
   }
@@ -210,7 +208,7 @@ int run(const RunArguments& arguments) {
   base::configure_log(arguments.log_level, arguments.machine.name);
   // A reader that went away shows as EPIPE where it is written to.
   std::signal(SIGPIPE, SIG_IGN);
-  auto process = Process::create(arguments);
+  auto process = MachineProcess::create(arguments);
   if (!process.ok()) {
     base::say_on_error(fmt::format("towline run: {}\n", base::to_string(process.error())));
     return 1;

@@ -13,7 +13,7 @@ using base::PageCount;
 using base::PageIndex;
 using base::PageRange;
 
-base::Err<base::Error> corrupt(std::string detail) {
+base::Err<base::Error> corrupt_missing(std::string detail) {
   return base::fail(base::ErrorKind::kCorrupt, "read missing pages", std::move(detail));
 }
 
@@ -132,13 +132,13 @@ base::Expected<std::vector<PageRange>> decode_missing(const FrameHeader& header,
     return decode_runs(header, payload, total);
   }
   if (payload.empty() || payload.size() > kMaxRunsPayload || header.first >= total.value) {
-    return corrupt(fmt::format("a bitmap of {} bytes from page {} of {}", payload.size(),
-                               header.first, total.value));
+    return corrupt_missing(fmt::format("a bitmap of {} bytes from page {} of {}", payload.size(),
+                                       header.first, total.value));
   }
   // Before the bits become page numbers: those near 2^64 would wrap.
   if (bits_up_to_last(payload) > total.value - header.first) {
-    return corrupt(fmt::format("a bitmap from page {} names pages beyond the {} there are",
-                               header.first, total.value));
+    return corrupt_missing(fmt::format("a bitmap from page {} names pages beyond the {} there are",
+                                       header.first, total.value));
   }
   std::vector<PageRange> runs = runs_of(payload, PageIndex{header.first});
   std::uint64_t pages = 0;
@@ -146,7 +146,8 @@ base::Expected<std::vector<PageRange>> decode_missing(const FrameHeader& header,
     pages += run.count.value;
   }
   if (pages != header.count) {
-    return corrupt(fmt::format("a bitmap names {} pages, the header says {}", pages, header.count));
+    return corrupt_missing(
+        fmt::format("a bitmap names {} pages, the header says {}", pages, header.count));
   }
   return runs;
 }

@@ -13,7 +13,7 @@ namespace {
 constexpr const char* kStep = "read runs";
 constexpr std::size_t kMaxVarintBytes = 10;  // 64 bits, seven to a byte.
 
-base::Err<base::Error> corrupt(std::string detail) {
+base::Err<base::Error> corrupt_runs(std::string detail) {
   return base::fail(base::ErrorKind::kCorrupt, kStep, std::move(detail));
 }
 
@@ -42,14 +42,14 @@ base::Expected<std::uint64_t> take_number(std::span<const std::byte>& from) {
     value |= (byte & 0x7fU) << (7 * i);
     if ((byte & 0x80U) == 0) {
       if (byte == 0 && i > 0) {
-        return corrupt("a number is longer than it need be");
+        return corrupt_runs("a number is longer than it need be");
       }
       from = from.subspan(i + 1);
       return value;
     }
   }
-  return corrupt(from.size() < kMaxVarintBytes ? "the last number is cut off"
-                                               : "a number does not fit into 64 bits");
+  return corrupt_runs(from.size() < kMaxVarintBytes ? "the last number is cut off"
+                                                    : "a number does not fit into 64 bits");
 }
 
 /// Takes one run off the front of `from`; it begins `gap` pages after `end`.
@@ -58,12 +58,12 @@ base::Expected<base::PageRange> take_run(std::span<const std::byte>& from, base:
   const std::uint64_t gap = TRY(take_number(from));
   const std::uint64_t length = TRY(take_number(from));
   if ((gap == 0 && !first) || length == 0) {
-    return corrupt(fmt::format("runs do not ascend: gap {} and length {} after page {}", gap,
-                               length, end.value));
+    return corrupt_runs(fmt::format("runs do not ascend: gap {} and length {} after page {}", gap,
+                                    length, end.value));
   }
   if (end.value > total.value || gap > total.value - end.value ||
       length > total.value - end.value - gap) {
-    return corrupt(
+    return corrupt_runs(
         fmt::format("gap {} and length {} after page {} lead beyond the {} pages there "
                     "are",
                     gap, length, end.value, total.value));
@@ -107,8 +107,8 @@ base::Expected<std::vector<base::PageRange>> decode_runs(const FrameHeader& head
                                                          std::span<const std::byte> payload,
                                                          base::PageCount total) {
   if (payload.empty() || payload.size() > kMaxRunsPayload) {
-    return corrupt(fmt::format("a payload of {} bytes, where 2 to {} are allowed", payload.size(),
-                               kMaxRunsPayload));
+    return corrupt_runs(fmt::format("a payload of {} bytes, where 2 to {} are allowed",
+                                    payload.size(), kMaxRunsPayload));
   }
   std::vector<base::PageRange> runs;
   base::PageIndex end{header.first};
@@ -120,7 +120,8 @@ base::Expected<std::vector<base::PageRange>> decode_runs(const FrameHeader& head
     pages += run.count.value;  // Cannot overflow: runs are disjoint and within `total`.
   }
   if (pages != header.count) {
-    return corrupt(fmt::format("the runs name {} pages, the header says {}", pages, header.count));
+    return corrupt_runs(
+        fmt::format("the runs name {} pages, the header says {}", pages, header.count));
   }
   return runs;
 }

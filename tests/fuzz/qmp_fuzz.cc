@@ -39,8 +39,8 @@ void judge_arguments(const Json& message) {
     (void)monitor::address_from_channels(message);
   }
   if (message.members() != nullptr) {
-    const auto changed = monitor::with_parameters({}, &message, false);
-    ENSURE(!changed.ok() || changed.value().bulk_lanes <= 16, "limits are kept");
+    const auto changed = monitor::with_parameters({}, &message, {});
+    ENSURE(!changed.ok() || changed.value().options.bulk_lanes <= 16, "limits are kept");
     (void)monitor::address_from_json(message);
   }
 }

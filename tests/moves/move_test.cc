@@ -86,6 +86,7 @@ class Recorder final : public runtime::MigrationObserver {
 runtime::MigrationOptions default_options() {
   runtime::MigrationOptions options;
   options.switch_policy = runtime::SwitchPolicy::kAfterPass;
+  options.max_bandwidth = 0;
   return options;
 }
 

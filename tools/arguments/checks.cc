@@ -87,14 +87,6 @@ void check_uri(const std::string& option, const std::string& text) {
   }
 }
 
-runtime::SourceLoss check_source_loss(const std::string& text) {
-  const auto policy = runtime::source_loss_named(text);
-  if (!policy) {
-    complain("--source-loss", text, "use wait, poison or give-up");
-  }
-  return *policy;
-}
-
 base::LogLevel log_level(const std::string& text) {
   if (text == "debug") {
     return base::LogLevel::kDebug;

@@ -15,10 +15,10 @@ namespace towline::tools {
 [[noreturn]] void complain(const std::string& option, const std::string& value,
                            const std::string& remedy);
 
-/// Bytes. Errors: as parse_size().
 /// A name stands in every line of the log.
 void check_name(const std::string& text);
 
+/// Bytes. Errors: as parse_size().
 std::uint64_t size_of(const std::string& option, const std::string& text);
 
 /// A socket's path, which may stand with unix: before it.
@@ -31,8 +31,6 @@ std::string unix_path(const std::string& option, const std::string& text);
 QmpSocket parse_qmp(const std::string& text);
 
 void check_uri(const std::string& option, const std::string& text);
-
-runtime::SourceLoss check_source_loss(const std::string& text);
 
 base::LogLevel log_level(const std::string& text);
 

@@ -1,7 +1,6 @@
 #pragma once
 
-#include <string>
-
+#include "tools/arguments/parameter_options.h"
 #include "tools/arguments/parse.h"
 
 namespace CLI {  // NOLINT(readability-identifier-naming): CLI11 names it so.
@@ -11,15 +10,9 @@ class App;
 /// `towline migrate`: its options, and what they mean.
 namespace towline::tools {
 
-/// What CLI11 fills in before it is checked.
-struct MigrateTexts {
-  std::string max_bandwidth = "0";
-  std::string max_postcopy_bandwidth = "0";
-};
-
-void declare_migrate(CLI::App& app, MigrateArguments& migrate, MigrateTexts& texts);
+void declare_migrate(CLI::App& app, MigrateArguments& migrate, ParameterOptions& parameters);
 
 /// After the words were read. Throws CLI::Error.
-void finish_migrate(MigrateArguments& migrate, const MigrateTexts& texts);
+void finish_migrate(MigrateArguments& migrate, const ParameterOptions& parameters);
 
 }  // namespace towline::tools

@@ -19,10 +19,10 @@ namespace {
 
 constexpr const char* kMainHelp = R"(Moves running virtual machines between hosts, post-copy first.
 
-  towline run      starts a virtual machine, or waits for one to arrive
-  towline migrate  moves a guest between two machines that run
-  towline status   says how a machine and its migration are
-  towline qmp      sends one QMP command
+  towline run          starts a machine, or waits for a guest to arrive
+  towline migrate      moves a guest from one running machine to another
+  towline status       shows the state of a machine and of its migration
+  towline qmp          sends one QMP command
   towline page-server  holds a guest's memory, so that it outlives the source's process)";
 
 constexpr const char* kMainFooter = R"(Example, a move on one host:
@@ -30,21 +30,24 @@ constexpr const char* kMainFooter = R"(Example, a move on one host:
   towline run --incoming defer   --memory 1G --qmp unix:/tmp/b.qmp &
   towline migrate /tmp/a.qmp /tmp/b.qmp
 
-'towline COMMAND --help' says more.)";
+'towline COMMAND --help' shows the options of a command.)";
 
 constexpr const char* kPageServerFooter =
-    R"(Example, one that a service manager keeps, and a source that uses it:
+    R"(Example, a page server that listens, and a source that uses it:
   towline page-server --listen unix:/run/towline/vm1.pages --qmp unix:/run/towline/vm1.pages.qmp
   towline run --page-server unix:/run/towline/vm1.pages --kernel guest.elf --memory 1G
 
-A source with --page-server own starts one for each migration by itself; with --page-server scope
-in a scope of systemd's, so that what ends the source's control group does not end it.
-It holds the memory of one guest at a time. When the source's process dies after the run order, it
-goes on in its place; until then it does nothing. With a service manager that keeps descriptors
-($NOTIFY_SOCKET), it may be restarted at any time.
+A source with --page-server own starts a page server for each migration by itself. With --page-server
+scope it starts it in a systemd scope, so that ending the source's control group does not end it.
 
-The process ends with 0 when nothing is kept any more or 'quit' was ordered, with 1 when it cannot
-start, with 2 for a wrong command line.)";
+A page server holds the memory of one guest at a time. If the source's process dies after the run
+order, the page server continues the migration in its place; until then it only waits. Under a service
+manager that keeps descriptors ($NOTIFY_SOCKET) it may be restarted at any time.
+
+Exit status:
+  0  it holds nothing any more, or 'quit' was obeyed
+  1  it could not start
+  2  wrong command line)";
 
 constexpr const char* kQmpFooter = R"(Examples:
   towline qmp /tmp/a.qmp query-status
@@ -65,8 +68,9 @@ void declare_page_server(CLI::App& app, PageServerArguments& server, PageServerT
   app.add_option("--qmp", texts.qmp,
                  "Control socket unix:PATH[,events=off]; may be given several times")
       ->type_name("SOCKET");
-  app.add_option("--name", server.name, "Name in the log (page-server)")->type_name("NAME");
-  app.add_option("--log-level", texts.level, "debug, info (default), warning or error")
+  app.add_option("--name", server.name, "Name in the log. Default: page-server.")
+      ->type_name("NAME");
+  app.add_option("--log-level", texts.level, "debug, info, warning or error. Default: info.")
       ->type_name("LEVEL");
   app.footer(kPageServerFooter);
 }
@@ -163,16 +167,18 @@ base::Result<Arguments, NothingToDo> parse_arguments(const std::vector<std::stri
   app.require_subcommand(0, 1);  // None is judged below: an unknown word is the better complaint.
   RunArguments run;
   RunTexts run_texts;
-  declare_run(*app.add_subcommand("run", "Starts a virtual machine, or waits for one to arrive"),
-              run, run_texts);
+  declare_run(*app.add_subcommand("run", "Starts a machine, or waits for a guest to arrive"), run,
+              run_texts);
   MigrateArguments migrate;
-  MigrateTexts migrate_texts;
-  declare_migrate(*app.add_subcommand("migrate", "Moves a guest between two running machines"),
-                  migrate, migrate_texts);
+  ParameterOptions migrate_parameters(ParameterOptions::Command::kMigrate);
+  declare_migrate(
+      *app.add_subcommand("migrate", "Moves a guest from one running machine to another"), migrate,
+      migrate_parameters);
   StatusArguments status;
-  auto* status_app = app.add_subcommand("status", "Says how a machine and its migration are");
+  auto* status_app =
+      app.add_subcommand("status", "Shows the state of a machine and of its migration");
   status_app->add_option("QMP", status.qmp, "QMP socket of the machine")->required();
-  status_app->add_flag("--json", status.json, "As one JSON object");
+  status_app->add_flag("--json", status.json, "Print one JSON object");
   QmpArguments qmp;
   std::vector<std::string> qmp_words;
   auto* qmp_app = app.add_subcommand("qmp", "Sends one QMP command and prints the answer");
@@ -184,8 +190,9 @@ base::Result<Arguments, NothingToDo> parse_arguments(const std::vector<std::stri
   PageServerArguments server;
   PageServerTexts server_texts;
   declare_page_server(
-      *app.add_subcommand("page-server", "Holds a guest's memory when its process dies"), server,
-      server_texts);
+      *app.add_subcommand("page-server",
+                          "Holds a guest's memory, so that it outlives the source's process"),
+      server, server_texts);
 
   std::vector<std::string> reversed(words.rbegin(), words.rend());  // As CLI11 wants them.
   try {
@@ -196,7 +203,7 @@ base::Result<Arguments, NothingToDo> parse_arguments(const std::vector<std::stri
       return Arguments(std::move(run));
     }
     if (app.got_subcommand("migrate")) {
-      finish_migrate(migrate, migrate_texts);
+      finish_migrate(migrate, migrate_parameters);
       return Arguments(std::move(migrate));
     }
     if (app.got_subcommand("status")) {

@@ -9,10 +9,11 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "runtime/options.h"
+#include "runtime/parameters.h"
 #include "vmm/machine.h"
 #include "vmm/monitor/json.h"
 
-/// What stands on the command line, checked. CLI11 stays in arguments.cc.
+/// What stands on the command line, checked. CLI11 stays in this folder.
 namespace towline::tools {
 
 /// unix:PATH[,events=off]
@@ -27,25 +28,17 @@ struct RunArguments {
   std::string incoming;  ///< A URI or "defer", when machine.incoming.
   std::string secret_file;
   bool allow_unprotected = false;
-  runtime::SourceLoss source_loss = runtime::SourceLoss::kWait;
-  std::uint32_t source_loss_deadline_s = 60;
-  runtime::PageServerChoice page_server;
-  std::string page_server_qmp;  ///< Path for the QMP socket of one's own; empty: see run.cc.
+  runtime::MigrationOptions options;  ///< The parameters' first values.
+  std::string page_server_qmp;        ///< Path for the QMP socket of one's own; empty: see run.cc.
   base::LogLevel log_level = base::LogLevel::kInfo;
 };
 
 struct MigrateArguments {
   std::string source;  ///< Path of the source's QMP socket.
   std::string target;
-  std::string via;                      ///< Empty: 127.0.0.1, a free port.
-  std::vector<std::string> alternates;  ///< URIs: where else the source may reach the target.
-  std::string switch_policy = "after-pass";
-  std::uint32_t passes = 1;
-  std::uint32_t bulk_lanes = 2;
-  std::uint64_t max_bandwidth = 0;  ///< Bytes/s; 0: no limit.
-  std::uint64_t max_postcopy_bandwidth = 0;
-  std::string source_loss;                   ///< Empty: as the target was told.
-  std::uint32_t source_loss_deadline_s = 0;  ///< 0: likewise.
+  std::string via;  ///< Empty: 127.0.0.1, a free port.
+  /// Those of the source: all that have an option. Those of the target: what was given.
+  std::vector<runtime::ParameterSetting> parameters;
   bool json = false;
 };
 

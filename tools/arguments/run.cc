@@ -16,10 +16,14 @@ constexpr const char* kRunFooter = R"(Examples:
   towline run --incoming tcp:127.0.0.1:4444 --memory 512M --vcpus 2 --qmp unix:/tmp/b.qmp
   towline run --incoming tcp:0.0.0.0:4444 --secret /etc/towline/secret --memory 512M
 
-The process ends with 0 when the guest switched itself off or 'quit' was ordered, with 1 when it
-cannot start or an incoming migration failed, with 2 for a wrong command line.
-SIGINT, SIGTERM and SIGHUP are refused while ending would lose a guest, however many come; what is
-refused to them, 'quit' with "x-force": true does.)";
+Exit status:
+  0  the guest powered off, or 'quit' or a signal was obeyed
+  1  it could not start, or an incoming migration failed
+  2  wrong command line
+  3  the guest was given up because the source of its memory was lost
+
+SIGINT, SIGTERM and SIGHUP are refused while ending would lose a guest, however many come. To end the
+process then, use 'quit' with "x-force": true.)";
 
 void check_serial(const std::string& text) {
   const bool path = (text.starts_with("file:") || text.starts_with("unix:")) && text.size() > 5;
@@ -84,61 +88,53 @@ std::vector<std::string> hidden_features(const std::string& text) {
 
 void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
   app.add_option("--kernel", run.machine.kernel,
-                 "PVH ELF to boot; with --incoming only system_reset boots it")
+                 "PVH ELF to boot. With --incoming only system_reset boots it.")
       ->type_name("FILE");
   app.add_option("--append", run.machine.append, "Kernel command line")->type_name("TEXT");
   app.add_option("--initrd", run.machine.initrd, "Initial RAM disk")->type_name("FILE");
-  app.add_option("--memory", texts.memory, "Guest memory, such as 512M or 2G (256M)")
+  app.add_option("--memory", texts.memory, "Guest memory, such as 512M or 2G. Default: 256M.")
       ->type_name("SIZE");
   app.add_option("--memory-backing", texts.backing,
-                 "memfd (default), or hugetlb: huge pages of 2 MiB")
+                 "memfd, or hugetlb (huge pages of 2 MiB). Default: memfd.")
       ->type_name("KIND");
-  app.add_option("--memory-path", run.machine.memory_path,
-                 "Guest memory in this file, or in a nameless one in this folder, on a tmpfs")
+  app.add_option(
+         "--memory-path", run.machine.memory_path,
+         "Put guest memory into this file, or into a nameless file in this folder, on a tmpfs")
       ->check([](const std::string& path) {
         return path.empty() ? std::string("'' is no path; use a file or a folder on a tmpfs")
                             : std::string();
       })
       ->type_name("PATH");
-  app.add_option("--vcpus", run.machine.vcpus, "Virtual CPUs (1)")->type_name("N");
-  app.add_option("--cpu", texts.cpu,
-                 "host (default), or host,-FEATURE,… to hide what another host does not have")
+  app.add_option("--vcpus", run.machine.vcpus, "Virtual CPUs. Default: 1.")->type_name("N");
+  app.add_option(
+         "--cpu", texts.cpu,
+         "host, or host,-FEATURE,… to hide features that another host lacks. Default: host.")
       ->type_name("MODEL");
   app.add_option("--serial", run.machine.serial,
-                 "COM1: stdio (default), file:PATH, unix:PATH or none")
+                 "Where COM1 goes: stdio, file:PATH, unix:PATH or none. Default: stdio.")
       ->type_name("WHERE");
   app.add_option("--qmp", texts.qmp,
                  "Control socket unix:PATH[,events=off]; may be given several times")
       ->type_name("SOCKET");
   app.add_option("--incoming", run.incoming,
-                 "Wait for a guest at tcp:HOST:PORT or unix:PATH, or 'defer': at what "
-                 "migrate-incoming says")
+                 "Wait for a guest at tcp:HOST:PORT or unix:PATH, or, with defer, at the address "
+                 "that migrate-incoming gives")
       ->type_name("URI");
   app.add_option("--secret", run.secret_file,
                  "File with the secret that both ends of a migration prove to each other")
       ->type_name("FILE");
-  app.add_option("--page-server", texts.page_server,
-                 "Who holds the memory when this process dies in post-copy: own (one is started "
-                 "for each migration), scope (the same, in a scope of systemd's), unix:PATH (one "
-                 "that listens) or none (default)")
-      ->type_name("WHICH");
-  app.add_option("--page-server-qmp", run.page_server_qmp,
-                 "Control socket unix:PATH of the page server that is started; without it, the "
-                 "first --qmp path with .pages at its end")
+  texts.parameters.declare(app);
+  app.add_option(
+         "--page-server-qmp", run.page_server_qmp,
+         "Control socket unix:PATH of the page server that this process starts. Default: the "
+         "first --qmp path with .pages appended.")
       ->type_name("SOCKET");
   app.add_flag("--allow-unprotected", run.allow_unprotected,
                "Listen beyond this host without a secret");
-  app.add_option("--source-loss", texts.source_loss,
-                 "What a target does when its source stays away in post-copy: wait (default), "
-                 "poison what is missing, or give-up the guest")
-      ->type_name("POLICY");
-  app.add_option("--source-loss-deadline", run.source_loss_deadline_s,
-                 "Seconds of absence until that is done (60)")
-      ->check(CLI::Range(1U, runtime::kLongestSourceLossDeadlineS))
-      ->type_name("SECONDS");
-  app.add_flag("--paused", run.machine.start_paused, "Do not run the guest before 'cont'");
-  app.add_option("--name", run.machine.name, "Name of the machine (towline)")->type_name("NAME");
-  app.add_option("--log-level", texts.level, "debug, info (default), warning or error")
+  app.add_flag("--paused", run.machine.start_paused, "Do not run the guest until 'cont'");
+  app.add_option("--name", run.machine.name, "Name of the machine. Default: towline.")
+      ->type_name("NAME");
+  app.add_option("--log-level", texts.level, "debug, info, warning or error. Default: info.")
       ->type_name("LEVEL");
   app.footer(kRunFooter);
 }
@@ -152,11 +148,9 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   for (const auto& text : texts.qmp) {
     run.qmp.push_back(parse_qmp(text));
   }
-  const auto server = runtime::PageServerChoice::parse(texts.page_server);
-  if (!server.ok()) {
-    complain("--page-server", texts.page_server, server.error().detail);
+  for (const auto& setting : texts.parameters.settings()) {
+    static_cast<void>(set_parameter(run.options, *setting.parameter, setting.value));  // Checked.
   }
-  run.page_server = server.value();
   run.page_server_qmp = unix_path("--page-server-qmp", run.page_server_qmp);
   for (const QmpSocket& socket : run.qmp) {
     if (socket.path == run.page_server_qmp) {
@@ -176,7 +170,6 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
     throw CLI::RequiredError(
         "--qmp unix:PATH, because --incoming defer waits for migrate-incoming");
   }
-  run.source_loss = check_source_loss(texts.source_loss);
   run.log_level = log_level(texts.level);
 }
 

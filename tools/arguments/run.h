@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/arguments/parameter_options.h"
 #include "tools/arguments/parse.h"
 
 namespace CLI {  // NOLINT(readability-identifier-naming): CLI11 names it so.
@@ -18,8 +19,7 @@ struct RunTexts {
   std::string backing = "memfd";
   std::string cpu = "host";
   std::vector<std::string> qmp;
-  std::string source_loss = "wait";
-  std::string page_server = "none";
+  ParameterOptions parameters{ParameterOptions::Command::kRun};
   std::string level = "info";
 };
 

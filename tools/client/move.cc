@@ -6,6 +6,7 @@
 
 #include "runtime/options.h"
 #include "vmm/monitor/migration_json.h"
+#include "vmm/monitor/migration_settings.h"
 
 namespace towline::tools {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 using monitor::Json;
 using monitor::text_of;
 using monitor::whole_of;
+using runtime::Parameter;
 
 constexpr const char* kDefaultVia = "tcp:127.0.0.1:0";
 
@@ -126,28 +128,21 @@ base::Outcome Move::configure() {
       {{"capabilities", Json::array().add(capability("events")).add(capability("postcopy-ram"))}});
   static_cast<void>(TRY(target_.execute("migrate-set-capabilities", capabilities)));
   static_cast<void>(TRY(source_.execute("migrate-set-capabilities", capabilities)));
-  Json alternates = Json::array();
-  for (const std::string& address : arguments_.alternates) {
-    alternates.add(address);
+  TRY(set_parameters(source_, Parameter::End::kSource));
+  return set_parameters(target_, Parameter::End::kTarget);
+}
+
+base::Outcome Move::set_parameters(Peer& peer, Parameter::End end) {
+  Json values = Json::object();
+  for (const auto& one : arguments_.parameters) {
+    const bool concerns = one.parameter->end == end || one.parameter->end == Parameter::End::kBoth;
+    // What the target was told stays as it is.
+    if (concerns && (one.given || end == Parameter::End::kSource)) {
+      values.set(std::string(one.parameter->name), monitor::json_of(one.value));
+    }
   }
-  const Json parameters =
-      Json::object({{"x-towline-switch", arguments_.switch_policy},
-                    {"x-towline-passes", arguments_.passes},
-                    {"x-towline-bulk-lanes", arguments_.bulk_lanes},
-                    // Always set: QEMU's default of 128 MiB/s is not what was asked for.
-                    {"max-bandwidth", arguments_.max_bandwidth},
-                    {"max-postcopy-bandwidth", arguments_.max_postcopy_bandwidth},
-                    {"x-towline-alternates", std::move(alternates)}});
-  static_cast<void>(TRY(source_.execute("migrate-set-parameters", parameters)));
-  Json loss = Json::object();
-  if (!arguments_.source_loss.empty()) {
-    loss.set("x-towline-source-loss", arguments_.source_loss);
-  }
-  if (arguments_.source_loss_deadline_s != 0) {
-    loss.set("x-towline-source-loss-deadline-s", arguments_.source_loss_deadline_s);
-  }
-  if (!loss.members()->empty()) {
-    static_cast<void>(TRY(target_.execute("migrate-set-parameters", loss)));
+  if (!values.members()->empty()) {
+    static_cast<void>(TRY(peer.execute("migrate-set-parameters", values)));
   }
   return base::Done{};
 }

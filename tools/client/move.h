@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "runtime/parameters.h"
 #include "tools/arguments/parse.h"
 #include "tools/client/migrate.h"
 #include "tools/client/qmp_client.h"
@@ -41,6 +42,7 @@ class Move {
   base::Outcome target_listens();
   base::Outcome choose_address(const monitor::Json& listening);
   base::Outcome configure();
+  base::Outcome set_parameters(Peer& peer, runtime::Parameter::End end);
   [[nodiscard]] MoveView judge(monitor::Json source, monitor::Json target);
   [[nodiscard]] bool paused_for_long(const std::string& source, const std::string& target);
 

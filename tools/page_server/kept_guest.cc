@@ -33,6 +33,15 @@ base::Outcome KeptGuest::system_reset() {
   return no_vcpus("system_reset");
 }
 
+void KeptGuest::on_leaving(runtime::MigrationStatus status) {
+  if (status == runtime::MigrationStatus::kCompleted) {
+    away_ = true;
+  }
+  if (told_) {
+    told_(status);
+  }
+}
+
 std::optional<std::string> KeptGuest::danger_of_ending() const {
   if (kept_elsewhere_ || run_state() != vmm::RunState::kPaused) {
     return std::nullopt;

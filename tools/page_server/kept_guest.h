@@ -1,9 +1,9 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "runtime/standby/kept_machine.h"
 #include "vmm/monitor/guest.h"
@@ -23,6 +23,9 @@ class KeptGuest final : public monitor::Guest {
     away_ = false;
   }
 
+  /// Who is told of each status of the migration out of here, on the loop's thread.
+  void tell(std::function<void(runtime::MigrationStatus)> told) { told_ = std::move(told); }
+
   [[nodiscard]] std::string name() const override { return name_; }
 
   [[nodiscard]] vmm::RunState run_state() const override;
@@ -33,7 +36,7 @@ class KeptGuest final : public monitor::Guest {
   base::Outcome cont() override;
   base::Outcome system_reset() override;
 
-  void migrated_away() override { away_ = true; }
+  void on_leaving(runtime::MigrationStatus status) override;
 
   [[nodiscard]] std::optional<std::string> danger_of_ending() const override;
 
@@ -42,31 +45,7 @@ class KeptGuest final : public monitor::Guest {
   bool kept_elsewhere_ = false;
   runtime::KeptMachine* machine_ = nullptr;  // Outlives what is kept here.
   bool away_ = false;
-};
-
-/// Passes everything on, and tells each status to `also` too, from the migration's threads. What of
-/// a status must outlive this process is in the ledger before either is told: the driver writes it.
-class StatusTap final : public runtime::MigrationObserver {
- public:
-  using Also = std::function<void(runtime::MigrationStatus)>;
-
-  StatusTap(runtime::MigrationObserver& next, Also also) : next_(next), also_(std::move(also)) {}
-
-  void on_status(runtime::MigrationStatus status) override {
-    next_.on_status(status);
-    also_(status);
-  }
-
-  void on_pass(std::uint64_t pass) override { next_.on_pass(pass); }
-
-  void on_guest_stopped() override { next_.on_guest_stopped(); }
-
-  /// Its memory may be used again; it does not run.
-  void on_guest_started() override {}
-
- private:
-  runtime::MigrationObserver& next_;
-  const Also also_;
+  std::function<void(runtime::MigrationStatus)> told_;
 };
 
 }  // namespace towline::tools

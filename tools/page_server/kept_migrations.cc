@@ -19,10 +19,8 @@ Expected<std::unique_ptr<runtime::Outgoing>> KeptMigrations::start(
   runtime::MigrationOptions at_once = options;
   at_once.switch_policy = runtime::SwitchPolicy::kImmediate;
   at_once.page_server = {};
-  auto tap = std::make_unique<StatusTap>(observer, kept_.also);
-  auto driver = std::make_unique<runtime::SourceDriver>(*kept_.machine, target, at_once, *tap);
+  auto driver = std::make_unique<runtime::SourceDriver>(*kept_.machine, target, at_once, observer);
   driver->begin_from(kept_.what);
-  tap_ = std::move(tap);
   return std::unique_ptr<runtime::Outgoing>(std::move(driver));
 }
 

@@ -4,7 +4,6 @@
 
 #include "runtime/source/driver.h"
 #include "runtime/standby/kept_machine.h"
-#include "tools/page_server/kept_guest.h"
 #include "vmm/monitor/guest.h"
 
 namespace towline::tools {
@@ -15,7 +14,6 @@ class KeptMigrations final : public monitor::MigrationFactory {
   struct Kept {
     runtime::KeptMachine* machine = nullptr;
     runtime::SourceDriver::Kept what;
-    StatusTap::Also also;
   };
 
   void hold(Kept kept) { kept_ = std::move(kept); }
@@ -30,7 +28,6 @@ class KeptMigrations final : public monitor::MigrationFactory {
 
  private:
   Kept kept_;
-  std::unique_ptr<StatusTap> tap_;  // Outlives the migration that calls it.
 };
 
 }  // namespace towline::tools

@@ -24,12 +24,12 @@ Answer done() {
   return Json::object();
 }
 
-Answer query_version(CommandContext& /*context*/, Arguments& arguments) {
+Answer query_version(CommandContext& /*context*/, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return version_json();
 }
 
-Answer query_commands(CommandContext& /*context*/, Arguments& arguments) {
+Answer query_commands(CommandContext& /*context*/, CommandArguments& arguments) {
   NO_ARGUMENTS();
   Json list = Json::array();
   list.add(Json::object({{"name", "qmp_capabilities"}}));  // The session's own.
@@ -39,7 +39,7 @@ Answer query_commands(CommandContext& /*context*/, Arguments& arguments) {
   return list;
 }
 
-Answer query_status(CommandContext& context, Arguments& arguments) {
+Answer query_status(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   const vmm::RunState state = context.guest.run_state();
   Json answer = Json::object(
@@ -50,42 +50,42 @@ Answer query_status(CommandContext& context, Arguments& arguments) {
   return answer;
 }
 
-Answer query_name(CommandContext& context, Arguments& arguments) {
+Answer query_name(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return Json::object({{"name", context.guest.name()}});
 }
 
-Answer query_kvm(CommandContext& /*context*/, Arguments& arguments) {
+Answer query_kvm(CommandContext& /*context*/, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return Json::object({{"enabled", true}, {"present", true}});
 }
 
-Answer query_target(CommandContext& /*context*/, Arguments& arguments) {
+Answer query_target(CommandContext& /*context*/, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return Json::object({{"arch", "x86_64"}});
 }
 
-Answer stop(CommandContext& context, Arguments& arguments) {
+Answer stop(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.guest.stop());
   return done();
 }
 
-Answer cont(CommandContext& context, Arguments& arguments) {
+Answer cont(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.may_continue());
   TRY(context.guest.cont());
   return done();
 }
 
-Answer system_reset(CommandContext& context, Arguments& arguments) {
+Answer system_reset(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.may_reset());
   TRY(context.guest.system_reset());
   return done();
 }
 
-Answer quit(CommandContext& context, Arguments& arguments) {
+Answer quit(CommandContext& context, CommandArguments& arguments) {
   const auto force = TRY(arguments.optional_boolean("x-force"));
   NO_ARGUMENTS();
   TRY(context.quitter.quit(force.value_or(false)));
@@ -93,7 +93,7 @@ Answer quit(CommandContext& context, Arguments& arguments) {
 }
 
 /// The `uri` or `channels` of migrate and migrate-incoming.
-base::Expected<runtime::Uri> address(Arguments& arguments) {
+base::Expected<runtime::Uri> address(CommandArguments& arguments) {
   const auto uri = TRY(arguments.optional_text("uri"));
   const Json* channels = TRY(arguments.optional_array("channels"));
   if (uri.has_value() == (channels != nullptr)) {
@@ -102,23 +102,23 @@ base::Expected<runtime::Uri> address(Arguments& arguments) {
   return uri ? runtime::Uri::parse(*uri) : address_from_channels(*channels);
 }
 
-/// An address to listen at. Names are not looked up here: without a network that takes seconds, in
-/// which nobody would get an answer.
+/// For an address to listen at. Host names are not looked up here: without a network a look-up
+/// takes seconds, and no client would get an answer meanwhile.
 base::Outcome without_lookup(const runtime::Uri& at) {
   return !at.needs_lookup()
              ? base::Outcome(base::Done{})
-             : refuse(fmt::format("address '{}' to listen at has a name; give an address of this "
-                                  "host in numbers, or tcp::{} for all of them",
+             : refuse(fmt::format("address '{}' to listen at has a host name; give an address of "
+                                  "this host in numbers, or tcp::{} for all of them",
                                   at.to_string(), at.port));
 }
 
-Answer migrate_pause(CommandContext& context, Arguments& arguments) {
+Answer migrate_pause(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.pause());
   return done();
 }
 
-Answer migrate_recover(CommandContext& context, Arguments& arguments) {
+Answer migrate_recover(CommandContext& context, CommandArguments& arguments) {
   const std::string uri = TRY(arguments.text("uri"));
   NO_ARGUMENTS();
   const auto at = TRY(runtime::Uri::parse(uri));
@@ -127,14 +127,14 @@ Answer migrate_recover(CommandContext& context, Arguments& arguments) {
   return done();
 }
 
-Answer take_back(CommandContext& context, Arguments& arguments) {
+Answer take_back(CommandContext& context, CommandArguments& arguments) {
   const auto fenced = TRY(arguments.optional_boolean("target-is-fenced"));
   NO_ARGUMENTS();
   TRY(context.migration.take_back(fenced.value_or(false)));
   return done();
 }
 
-Answer give_up_source(CommandContext& context, Arguments& arguments) {
+Answer give_up_source(CommandContext& context, CommandArguments& arguments) {
   const auto mode = TRY(arguments.optional_text("mode"));
   NO_ARGUMENTS();
   std::optional<runtime::SourceLoss> how;
@@ -148,9 +148,9 @@ Answer give_up_source(CommandContext& context, Arguments& arguments) {
   return done();
 }
 
-Answer migrate(CommandContext& context, Arguments& arguments) {
+Answer migrate(CommandContext& context, CommandArguments& arguments) {
   const auto resume = TRY(arguments.optional_boolean("resume"));
-  // Given by old scripts and without a meaning since long ago; only what it always was is taken.
+  // Old scripts set it. It has had no effect for long, so only the value that is true is accepted.
   const auto detach = TRY(arguments.optional_boolean("detach"));
   const auto target = TRY(address(arguments));
   NO_ARGUMENTS();
@@ -162,7 +162,7 @@ Answer migrate(CommandContext& context, Arguments& arguments) {
   return done();
 }
 
-Answer migrate_incoming(CommandContext& context, Arguments& arguments) {
+Answer migrate_incoming(CommandContext& context, CommandArguments& arguments) {
   const auto exit_on_error = TRY(arguments.optional_boolean("exit-on-error"));
   const auto at = TRY(address(arguments));
   NO_ARGUMENTS();
@@ -171,42 +171,42 @@ Answer migrate_incoming(CommandContext& context, Arguments& arguments) {
   return done();
 }
 
-Answer migrate_cancel(CommandContext& context, Arguments& arguments) {
+Answer migrate_cancel(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.cancel());
   return done();
 }
 
-Answer migrate_start_postcopy(CommandContext& context, Arguments& arguments) {
+Answer migrate_start_postcopy(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   TRY(context.migration.start_postcopy());
   return done();
 }
 
-Answer query_migrate(CommandContext& context, Arguments& arguments) {
+Answer query_migrate(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return query_migrate_json(context.migration.report());
 }
 
-Answer set_capabilities(CommandContext& context, Arguments& arguments) {
+Answer set_capabilities(CommandContext& context, CommandArguments& arguments) {
   const Json* list = TRY(arguments.array("capabilities"));
   NO_ARGUMENTS();
   TRY(context.migration.set_capabilities(*list));
   return done();
 }
 
-Answer query_capabilities(CommandContext& context, Arguments& arguments) {
+Answer query_capabilities(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return capabilities_json(context.migration.settings());
 }
 
-Answer set_parameters(CommandContext& context, Arguments& arguments) {
-  // Not finish(): each name is judged by itself, with what to do instead.
+Answer set_parameters(CommandContext& context, CommandArguments& arguments) {
+  // Not finish(): with_parameters() refuses unknown names, and says what to use instead.
   TRY(context.migration.set_parameters(arguments.all()));
   return done();
 }
 
-Answer query_parameters(CommandContext& context, Arguments& arguments) {
+Answer query_parameters(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return parameters_json(context.migration.settings());
 }
@@ -254,7 +254,7 @@ const Command* find_command(std::string_view name) {
 }
 
 Json version_json() {
-  // The interface that managers look for, and who speaks it.
+  // The version of QEMU's interface, which managers look for, and the program behind it.
   return Json::object({{"qemu", Json::object({{"micro", 0}, {"minor", 2}, {"major", 10}})},
                        {"package", "towline " TOWLINE_VERSION}});
 }

@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "base/error.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/json.h"
 #include "vmm/monitor/migration_control.h"
@@ -34,7 +34,7 @@ struct CommandContext {
 struct Command {
   std::string_view name;
   bool out_of_band;  ///< May be sent as exec-oob: it only reads, or steers a migration.
-  base::Expected<Json> (*run)(CommandContext& context, Arguments& arguments);
+  base::Expected<Json> (*run)(CommandContext& context, CommandArguments& arguments);
 };
 
 /// All of them, in the order in which query-commands lists them.

@@ -19,7 +19,11 @@ class MachineGuest final : public Guest {
 
   base::Outcome system_reset() override { return machine_.system_reset(); }
 
-  void migrated_away() override { machine_.migrated_away(); }
+  void on_leaving(runtime::MigrationStatus status) override {
+    if (status == runtime::MigrationStatus::kCompleted) {
+      machine_.migrated_away();
+    }
+  }
 
  private:
   vmm::KvmMachine& machine_;  // Outlives this.

@@ -24,7 +24,9 @@ class Guest {
   virtual base::Outcome stop() = 0;
   virtual base::Outcome cont() = 0;
   virtual base::Outcome system_reset() = 0;
-  virtual void migrated_away() = 0;
+
+  /// Told of each status of the migration out of here, on the loop's thread.
+  virtual void on_leaving(runtime::MigrationStatus status) = 0;
 
   /// What is here and nowhere else, though no migration is in progress.
   [[nodiscard]] virtual std::optional<std::string> danger_of_ending() const { return {}; }

@@ -1,56 +1,15 @@
 #include "vmm/monitor/migration_control.h"
 
-#include <functional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/log.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 namespace towline::monitor {
 
 using runtime::MigrationStatus;
-
-/// Carries what the migration's threads say over to the loop.
-class MigrationControl::Observer final : public runtime::MigrationObserver {
- public:
-  Observer(base::EventLoop& loop, std::shared_ptr<MigrationWatcher*> link, Role role)
-      : loop_(loop), role_(role), link_(std::move(link)) {}
-
-  void on_status(MigrationStatus status) override {
-    tell([role = role_, status](MigrationWatcher& to) { to.on_migration_status(role, status); });
-  }
-
-  void on_pass(std::uint64_t pass) override {
-    tell([pass](MigrationWatcher& to) { to.on_migration_pass(pass); });
-  }
-
-  void on_guest_stopped() override {
-    tell([](MigrationWatcher& to) { to.on_guest_stopped(); });
-  }
-
-  void on_guest_started() override {
-    tell([](MigrationWatcher& to) { to.on_guest_started(); });
-  }
-
-  void on_source_lost(const runtime::MissingMemory& missing) override {
-    tell([missing](MigrationWatcher& to) { to.on_source_lost(missing); });
-  }
-
- private:
-  void tell(std::function<void(MigrationWatcher&)> what) {
-    loop_.post([link = link_, what = std::move(what)] {
-      if (*link != nullptr) {
-        what(**link);
-      }
-    });
-  }
-
-  base::EventLoop& loop_;
-  const Role role_;
-  const std::shared_ptr<MigrationWatcher*> link_;  // shared: see MigrationControl::link_.
-};
 
 namespace {
 
@@ -81,22 +40,10 @@ bool is_over(MigrationStatus status) {
 
 }  // namespace
 
-MigrationControl::MigrationControl(base::EventLoop& loop, Guest& guest, MigrationFactory& factory,
-                                   MigrationWatcher& watcher, MigrationConfig config)
-    : loop_(loop),
-      guest_(guest),
-      factory_(factory),
-      config_(std::move(config)),
-      link_(std::make_shared<MigrationWatcher*>(&watcher)) {
-  settings_.source_loss = config_.source_loss;
-  settings_.source_loss_deadline_s =
-      static_cast<std::uint64_t>(config_.source_loss_deadline.count());
-  settings_.page_server = config_.page_server;
-  settings_.switch_policy = config_.switch_policy;
-}
-
-MigrationControl::~MigrationControl() {
-  *link_ = nullptr;
+MigrationControl::MigrationControl(Guest& guest, MigrationFactory& factory,
+                                   MigrationObservers observers, MigrationConfig config)
+    : guest_(guest), factory_(factory), observers_(observers), config_(std::move(config)) {
+  settings_.options = config_.options;
 }
 
 base::Outcome MigrationControl::set_capabilities(const Json& list) {
@@ -109,8 +56,8 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
     if (changed.postcopy_preempt != settings_.postcopy_preempt) {
       return refuse("Postcopy preempt must be set before incoming starts");
     }
-    // With QEMU's `-incoming tcp:…` it listens before anybody can set this: so that is no
-    // beginning.
+    // Listening alone is not too late: with `--incoming tcp:…` a machine listens before anybody can
+    // set this.
     if (changed.postcopy_ram != settings_.postcopy_ram && status != MigrationStatus::kSetup) {
       return refuse("Postcopy-ram must be set before a guest is received");
     }
@@ -120,20 +67,26 @@ base::Outcome MigrationControl::set_capabilities(const Json& list) {
 }
 
 base::Outcome MigrationControl::set_parameters(const Json* object) {
-  const bool running = !is_over(outgoing_status());
-  settings_ = TRY(with_parameters(settings_, object, running));
-  if (running) {
-    outgoing_->set_bandwidth(settings_.max_bandwidth, settings_.max_postcopy_bandwidth);
+  const bool leaving = in_progress();
+  const bool arriving = !is_over(incoming_status());
+  MigrationSettings changed = TRY(with_parameters(settings_, object, {leaving, arriving}));
+  if (changed.options.source_loss != settings_.options.source_loss) {
+    TRY(runtime::check_source_loss(changed.options.source_loss));
+  }
+  settings_ = std::move(changed);
+  const runtime::MigrationOptions& options = settings_.options;
+  // What can change at any time.
+  if (leaving) {
+    outgoing_->set_bandwidth(options.max_bandwidth, options.max_postcopy_bandwidth);
   }
   if (incoming_ != nullptr) {
-    TRY(incoming_->set_source_loss(settings_.source_loss,
-                                   std::chrono::seconds(settings_.source_loss_deadline_s)));
+    TRY(incoming_->set_source_loss(options.source_loss, options.source_loss_deadline));
   }
   return base::Done{};
 }
 
 base::Outcome MigrationControl::may_migrate() const {
-  // First the migration, then the machine: while one runs, that is the reason to give.
+  // The migration first: while one runs, that is the reason that helps, whatever the run state is.
   if (!is_over(outgoing_status())) {
     return refuse("There's a migration process in progress");
   }
@@ -157,46 +110,16 @@ base::Outcome MigrationControl::may_migrate() const {
   return base::Done{};
 }
 
-runtime::MigrationOptions MigrationControl::options() const {
-  auto options = options_for(settings_);
-  options.secret = config_.secret;
-  options.page_server.command = config_.page_server_command;
-  return options;
-}
-
-std::unique_ptr<MigrationControl::Observer> MigrationControl::observe(Role role) {
-  return std::make_unique<Observer>(loop_, link_, role);
-}
-
-/// Puts `setup` in line before the migration's threads can say anything; it is told when the
-/// answer's value has become true by then.
-std::shared_ptr<bool> MigrationControl::announce_setup(Role role) {
-  auto accepted = std::make_shared<bool>(false);
-  loop_.post([link = link_, accepted, role] {
-    if (*accepted && *link != nullptr) {
-      (*link)->on_migration_status(role, MigrationStatus::kSetup);
-    }
-  });
-  return accepted;
-}
-
 base::Outcome MigrationControl::migrate(const runtime::Uri& target) {
   TRY(may_migrate());
   TRY(check_postcopy_is_meant(settings_));
-  const auto chosen = options();
+  const runtime::MigrationOptions& chosen = settings_.options;
   forget();
-  auto observer = observe(Role::kSource);
-  const auto accepted = announce_setup(Role::kSource);
-  auto started = factory_.start(target, chosen, *observer);
-  if (!started.ok()) {
-    return base::Err{std::move(started).error()};
-  }
-  *accepted = true;
-  outgoing_observer_ = std::move(observer);
-  outgoing_ = std::move(started).value();
+  observers_.source.on_status(MigrationStatus::kSetup);  // Before its threads can say anything.
+  outgoing_ = TRY(factory_.start(target, chosen, observers_.source));
   last_role_ = Role::kSource;
-  base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={}",
-            target.to_string(), chosen.bulk_lanes, chosen.passes);
+  base::log(base::LogLevel::kInfo, "migration.start target={} lanes={} passes={} changed={}",
+            target.to_string(), chosen.bulk_lanes, chosen.passes, dump(chosen));
   return base::Done{};
 }
 
@@ -209,13 +132,7 @@ void MigrationControl::forget() {
 
 base::Outcome MigrationControl::adopt(const Start& start) {
   forget();
-  auto observer = observe(Role::kSource);
-  auto started = start(*observer);
-  if (!started.ok()) {
-    return base::Err{std::move(started).error()};
-  }
-  outgoing_observer_ = std::move(observer);
-  outgoing_ = std::move(started).value();
+  outgoing_ = TRY(start(observers_.source));
   last_role_ = Role::kSource;
   return base::Done{};
 }
@@ -264,7 +181,7 @@ base::Outcome MigrationControl::give_up_source(std::optional<runtime::SourceLoss
   if (incoming_ == nullptr) {
     return refuse("There is no migration into here whose source could be given up");
   }
-  const auto policy = how.value_or(settings_.source_loss);
+  const auto policy = how.value_or(settings_.options.source_loss);
   if (policy == runtime::SourceLoss::kWait) {
     return refuse(
         "Say what becomes of the guest: \"mode\": \"poison\" makes what is missing an error to "
@@ -290,7 +207,7 @@ base::Outcome MigrationControl::cancel() {
       return refuse("Postcopy migration in progress, cannot cancel.");
     }
     auto cancelled = outgoing_->cancel();
-    // The point of no return may lie between the question and the order.
+    // The guest may have been handed over since the status was read.
     return !cancelled.ok() && in_postcopy(outgoing_status())
                ? refuse("Postcopy migration in progress, cannot cancel.")
                : std::move(cancelled);
@@ -310,26 +227,19 @@ base::Outcome MigrationControl::listen(const runtime::Uri& at, bool exit_on_erro
     return refuse("The incoming migration has already been started");
   }
   TRY(may_listen(at));
-  const auto chosen = options();
-  auto observer = observe(Role::kTarget);
-  const auto accepted = announce_setup(Role::kTarget);
-  auto listening = factory_.listen(at, chosen, *observer);
-  if (!listening.ok()) {
-    return base::Err{std::move(listening).error()};
-  }
-  *accepted = true;
-  incoming_observer_ = std::move(observer);
-  incoming_ = std::move(listening).value();
+  const runtime::MigrationOptions& chosen = settings_.options;
+  observers_.target.on_status(MigrationStatus::kSetup);  // Before its threads can say anything.
+  incoming_ = TRY(factory_.listen(at, chosen, observers_.target));
   exit_on_error_ = exit_on_error;
   last_role_ = Role::kTarget;
   const auto address = incoming_->report().listening;
-  base::log(base::LogLevel::kInfo, "migration.listen address={}",
-            address ? address->to_string() : at.to_string());
+  base::log(base::LogLevel::kInfo, "migration.listen address={} changed={}",
+            address ? address->to_string() : at.to_string(), dump(chosen));
   return base::Done{};
 }
 
 base::Outcome MigrationControl::may_listen(const runtime::Uri& at) const {
-  if (!at.is_local() && !config_.secret && !config_.allow_unprotected) {
+  if (!at.is_local() && !config_.options.secret && !config_.allow_unprotected) {
     return refuse(fmt::format(
         "address '{}' can be reached from other hosts, and anybody there could hand this process "
         "a guest: start it with --secret FILE (the same on both sides), or with "
@@ -345,6 +255,10 @@ MigrationStatus MigrationControl::outgoing_status() const {
 
 MigrationStatus MigrationControl::incoming_status() const {
   return incoming_ == nullptr ? MigrationStatus::kNone : incoming_->report().status;
+}
+
+bool MigrationControl::knows(Role role) const {
+  return role == Role::kSource ? outgoing_ != nullptr : incoming_ != nullptr;
 }
 
 std::optional<RoleReport> MigrationControl::report() const {

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/event_loop.h"
 #include "runtime/migration.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/migration_settings.h"
@@ -19,32 +18,19 @@ namespace towline::monitor {
 /// Which end of a migration this process is.
 enum class Role : std::uint8_t { kSource, kTarget };
 
-/// Told of a migration's changes, on the loop's thread and in their order.
-class MigrationWatcher {
- public:
-  MigrationWatcher() = default;
-  MigrationWatcher(const MigrationWatcher&) = delete;
-  MigrationWatcher& operator=(const MigrationWatcher&) = delete;
-  virtual ~MigrationWatcher() = default;
-
-  virtual void on_migration_status(Role role, runtime::MigrationStatus status) = 0;
-  virtual void on_migration_pass(std::uint64_t pass) = 0;
-  virtual void on_guest_stopped() = 0;
-  virtual void on_guest_started() = 0;
-  virtual void on_source_lost(const runtime::MissingMemory& missing) = 0;
+/// Who is told of the migrations of this process, at each end.
+struct MigrationObservers {
+  runtime::MigrationObserver& source;
+  runtime::MigrationObserver& target;
 };
 
 /// What a process is told about migrations when it starts.
 struct MigrationConfig {
-  bool incoming = false;              ///< Started to receive a guest.
-  std::optional<std::string> secret;  ///< From --secret FILE.
-  bool allow_unprotected = false;     ///< May listen beyond this host without a secret.
-  runtime::SourceLoss source_loss = runtime::SourceLoss::kWait;  ///< The parameters' first values.
-  std::chrono::seconds source_loss_deadline{60};
-  /// What is executed for a page server of one's own; empty: none can be had.
-  std::vector<std::string> page_server_command = {};
-  runtime::PageServerChoice page_server = {};  ///< Unless x-towline-page-server says otherwise.
-  std::optional<runtime::SwitchPolicy> switch_policy = {};  ///< As if set by hand.
+  bool incoming = false;           ///< Started to receive a guest.
+  bool allow_unprotected = false;  ///< May listen beyond this host without a secret.
+  /// The parameters' first values, and what no parameter changes: the secret, and how a page server
+  /// is started.
+  runtime::MigrationOptions options = {};
 };
 
 /// A migration's numbers, with the end that they are from.
@@ -60,12 +46,9 @@ struct RoleReport {
 /// finished migration is joined when the next one starts.
 class MigrationControl {
  public:
-  /// All four outlive this.
-  MigrationControl(base::EventLoop& loop, Guest& guest, MigrationFactory& factory,
-                   MigrationWatcher& watcher, MigrationConfig config);
-  ~MigrationControl();
-  MigrationControl(const MigrationControl&) = delete;
-  MigrationControl& operator=(const MigrationControl&) = delete;
+  /// All of them outlive this.
+  MigrationControl(Guest& guest, MigrationFactory& factory, MigrationObservers observers,
+                   MigrationConfig config);
 
   [[nodiscard]] const MigrationSettings& settings() const { return settings_; }
 
@@ -98,6 +81,9 @@ class MigrationControl {
   /// Begins to listen. `exit_on_error`: see exits_on_error().
   base::Outcome listen(const runtime::Uri& at, bool exit_on_error);
 
+  /// There is, or was, a migration at this end: one that was refused never is.
+  [[nodiscard]] bool knows(Role role) const;
+
   /// The numbers of the last migration of this process, finished or not.
   [[nodiscard]] std::optional<RoleReport> report() const;
 
@@ -123,31 +109,19 @@ class MigrationControl {
   [[nodiscard]] bool exits_on_error() const { return exit_on_error_; }
 
  private:
-  class Observer;
-
   [[nodiscard]] runtime::MigrationStatus outgoing_status() const;
   [[nodiscard]] runtime::MigrationStatus incoming_status() const;
   [[nodiscard]] base::Outcome may_migrate() const;
   [[nodiscard]] base::Outcome may_listen(const runtime::Uri& at) const;
-  [[nodiscard]] runtime::MigrationOptions options() const;
-  std::unique_ptr<Observer> observe(Role role);
-  std::shared_ptr<bool> announce_setup(Role role);
 
-  base::EventLoop& loop_;
   Guest& guest_;
   MigrationFactory& factory_;
+  const MigrationObservers observers_;
   const MigrationConfig config_;
   MigrationSettings settings_;
   bool exit_on_error_ = true;
   Role last_role_ = Role::kSource;
   std::optional<RoleReport> past_;  // Of the outgoing migration before outgoing_.
-  // shared: with the posts that are on their way to the loop. Null when this is gone; the pointer
-  // in it is the loop's thread's alone.
-  const std::shared_ptr<MigrationWatcher*> link_;
-
-  // An observer outlives the migration that calls it.
-  std::unique_ptr<Observer> outgoing_observer_;
-  std::unique_ptr<Observer> incoming_observer_;
   std::unique_ptr<runtime::Outgoing> outgoing_;
   std::unique_ptr<runtime::Incoming> incoming_;
 };

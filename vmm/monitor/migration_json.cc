@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 namespace towline::monitor {
 namespace {
@@ -14,7 +14,7 @@ namespace {
 using runtime::MigrationReport;
 using runtime::MigrationStatus;
 
-/// What the other end lacks. Before the first byte that is everything: a 0 reads as "done".
+/// What the other end lacks. Before the first byte that is all of memory; 0 would read as "done".
 std::uint64_t remaining_bytes(const MigrationReport& report) {
   switch (report.status) {
     case MigrationStatus::kSetup:
@@ -97,7 +97,7 @@ Json source_loss_json(const MigrationReport& report) {
   return json;
 }
 
-/// What standard error may not have told anybody.
+/// The last important lines of the log, for those who cannot read standard error.
 Json log_json() {
   Json lines = Json::array();
   for (const base::KeptLine& line : base::kept_log_lines()) {

@@ -2,34 +2,27 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
-#include <tuple>
+#include <variant>
+#include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "base/log.h"
-#include "runtime/migration.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 namespace towline::monitor {
 namespace {
 
+using runtime::Parameter;
+using runtime::ParameterValue;
 using runtime::SwitchPolicy;
 
-struct PolicyName {
-  SwitchPolicy policy;
-  std::string_view name;
-};
-
-constexpr std::array kPolicies{
-    PolicyName{SwitchPolicy::kImmediate, "immediate"},
-    PolicyName{SwitchPolicy::kAfterPass, "after-pass"},
-    PolicyName{SwitchPolicy::kManual, "manual"},
-};
-
-/// What QEMU has and Towline not, with what to do instead.
+/// Parameters that QEMU has and Towline has not, with what to do instead.
 struct NotBuilt {
   std::string_view prefix;
   std::string_view remedy;
@@ -78,205 +71,139 @@ base::Err<base::Error> not_built(std::string_view name) {
   return unexpected(name);
 }
 
-base::Expected<std::uint64_t> whole(const Json::Member& member, std::uint64_t first,
-                                    std::uint64_t last, std::string_view unit) {
-  const auto value = member.value.whole();
-  if (!member.value.number()) {
-    return wrong_type(member.name, "integer");
+std::string_view type_name(Parameter::Type type) {
+  switch (type) {
+    case Parameter::Type::kBoolean:
+      return "boolean";
+    case Parameter::Type::kNumber:
+      return "integer";
+    case Parameter::Type::kChoice:
+    case Parameter::Type::kPageServer:
+      return "string";
+    case Parameter::Type::kAddresses:
+      return "array of strings";
   }
-  if (!value || *value < first || *value > last) {
-    return refuse(fmt::format("Parameter '{}' expects an integer from {} to {}{}, not {}",
-                              member.name, first, last, unit, member.value.dump()));
-  }
-  return *value;
+  __builtin_unreachable();
 }
 
-base::Expected<std::uint64_t> downtime(const Json::Member& member) {
-  const auto value = member.value.whole();
-  if (!member.value.number()) {
-    return wrong_type(member.name, "integer");
+std::optional<std::vector<std::string>> texts_of(const Json& json) {
+  if (json.items() == nullptr) {
+    return std::nullopt;
   }
-  if (!value || *value > 2'000'000) {
-    return refuse("Option downtime_limit expects an integer in the range of 0 to (2000 * 1000) ms");
-  }
-  return *value;
-}
-
-base::Expected<SwitchPolicy> policy(const Json::Member& member) {
-  if (member.value.text() == nullptr) {
-    return wrong_type(member.name, "string");
-  }
-  const auto* const known =
-      std::find_if(kPolicies.begin(), kPolicies.end(),
-                   [&](const PolicyName& one) { return one.name == *member.value.text(); });
-  if (known == kPolicies.end()) {
-    return refuse(fmt::format(
-        "Parameter '{}' does not accept value '{}'; use immediate, after-pass or manual",
-        member.name, *member.value.text()));
-  }
-  return known->policy;
-}
-
-SwitchPolicy effective_policy(const MigrationSettings& settings) {
-  return settings.switch_policy.value_or(SwitchPolicy::kManual);
-}
-
-base::Outcome set_bandwidth(MigrationSettings& settings, const Json::Member& member) {
-  constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
-  const std::uint64_t value = TRY(whole(member, 0, kMost, " bytes/second"));
-  (member.name == "max-bandwidth" ? settings.max_bandwidth : settings.max_postcopy_bandwidth) =
-      value;
-  return base::Done{};
-}
-
-base::Expected<std::vector<runtime::Uri>> addresses(const Json::Member& member) {
-  if (member.value.items() == nullptr) {
-    return wrong_type(member.name, "array of strings");
-  }
-  std::vector<runtime::Uri> parsed;
-  for (const Json& entry : *member.value.items()) {
+  std::vector<std::string> texts;
+  for (const Json& entry : *json.items()) {
     if (entry.text() == nullptr) {
-      return wrong_type(member.name, "array of strings");
+      return std::nullopt;
     }
-    parsed.push_back(TRY(runtime::Uri::parse(*entry.text())));
+    texts.push_back(*entry.text());
   }
-  return parsed;
+  return texts;
 }
 
-base::Outcome set_number(std::uint64_t& into, const Json::Member& member, std::uint64_t first,
-                         std::uint64_t last, std::string_view unit) {
-  into = TRY(whole(member, first, last, unit));
-  return base::Done{};
+/// The value, if it is of that type. A number with a fraction or a sign is none.
+std::optional<ParameterValue> value_of(const Json& json, Parameter::Type type) {
+  switch (type) {
+    case Parameter::Type::kBoolean:
+      return json.boolean();
+    case Parameter::Type::kNumber:
+      return json.whole();
+    case Parameter::Type::kChoice:
+    case Parameter::Type::kPageServer:
+      return json.text() == nullptr ? std::nullopt : std::optional(*json.text());
+    case Parameter::Type::kAddresses:
+      return texts_of(json);
+  }
+  __builtin_unreachable();
 }
 
-base::Expected<runtime::SourceLoss> source_loss(const Json::Member& member) {
-  if (member.value.text() == nullptr) {
-    return wrong_type(member.name, "string");
+/// The error for a value that the row does not permit, in QEMU's words where QEMU has this error.
+base::Err<base::Error> not_permitted(const Parameter& parameter, const Json& given,
+                                     const std::string& remedy) {
+  switch (parameter.place.type) {
+    case Parameter::Type::kBoolean:
+    case Parameter::Type::kNumber:
+      return refuse(fmt::format("Parameter '{}' expects {}, not {}", parameter.name,
+                                permitted(parameter), given.dump()));
+    case Parameter::Type::kChoice:
+      return refuse(fmt::format("Parameter '{}' does not accept value '{}'; {}", parameter.name,
+                                *given.text(), remedy));
+    case Parameter::Type::kPageServer:
+    case Parameter::Type::kAddresses:
+      return refuse(fmt::format("Parameter '{}': {}", parameter.name, remedy));
   }
-  const auto policy = runtime::source_loss_named(*member.value.text());
-  if (!policy) {
+  __builtin_unreachable();
+}
+
+/// The parameters of the source that may change while a guest leaves.
+std::string changeable() {
+  std::vector<std::string> names;
+  for (const Parameter& one : runtime::parameters()) {
+    if (one.change == Parameter::Change::kAnyTime && one.end == Parameter::End::kSource) {
+      names.push_back(fmt::format("'{}'", one.name));
+    }
+  }
+  return fmt::format("{}", fmt::join(names, " and "));
+}
+
+/// Whether the parameter may be set to another value now.
+base::Outcome may_change(const Parameter& parameter, InProgress now) {
+  switch (parameter.change) {
+    case Parameter::Change::kAnyTime:
+    case Parameter::Change::kForTheNext:
+      return base::Done{};
+    case Parameter::Change::kBeforeIncoming:
+      if (now.arriving) {
+        return refuse(fmt::format(
+            "Parameter '{}' cannot change once this machine waits for a guest; set it before "
+            "'migrate-incoming' (start the machine with --incoming defer)",
+            parameter.name));
+      }
+      break;
+    case Parameter::Change::kBeforeMigrate:
+      break;
+  }
+  if (now.leaving) {
     return refuse(
-        fmt::format("Parameter '{}' does not accept value '{}'; use wait, poison or give-up",
-                    member.name, *member.value.text()));
-  }
-  TRY(runtime::check_source_loss(*policy));
-  return *policy;
-}
-
-/// What happens when the link is lost.
-base::Outcome set_recovery(MigrationSettings& settings, const Json::Member& member) {
-  if (member.name == "x-towline-heartbeat-ms") {
-    return set_number(settings.heartbeat_ms, member, 10, 60'000, " ms");
-  }
-  if (member.name == "x-towline-patience-ms") {
-    return set_number(settings.patience_ms, member, 20, 600'000, " ms");
-  }
-  if (member.name == "x-towline-frozen-patience-ms") {
-    return set_number(settings.frozen_patience_ms, member, 100, 3'600'000, " ms");
-  }
-  if (member.name == "x-towline-reconnect-deadline-s") {
-    return set_number(settings.reconnect_deadline_s, member, 0, 1U << 30U, " s");
-  }
-  if (member.name == "x-towline-source-loss") {
-    settings.source_loss = TRY(source_loss(member));
-    return base::Done{};
-  }
-  if (member.name == "x-towline-source-loss-deadline-s") {
-    return set_number(settings.source_loss_deadline_s, member, 1,
-                      runtime::kLongestSourceLossDeadlineS, " s");
-  }
-  if (member.name == "x-towline-memory-reserve") {
-    return set_number(settings.memory_reserve, member, 0, 1ULL << 50U, " bytes");
-  }
-  if (member.name == "x-towline-alternates") {
-    settings.alternates = TRY(addresses(member));
-    return base::Done{};
-  }
-  if (member.name == "x-towline-page-server") {
-    if (member.value.text() == nullptr) {
-      return wrong_type(member.name, "string");
-    }
-    settings.page_server = TRY(runtime::PageServerChoice::parse(*member.value.text()));
-    return base::Done{};
-  }
-  if (member.name == "x-towline-auto-recover") {
-    if (!member.value.boolean().has_value()) {
-      return wrong_type(member.name, "boolean");
-    }
-    settings.auto_recover = *member.value.boolean();
-    return base::Done{};
-  }
-  return not_built(member.name);
-}
-
-/// The page budget of the switch that a downtime limit stands for.
-///
-/// A page of the last delta costs the pause about a microsecond at the target (it is zapped
-/// there), so a limit in milliseconds is a number of thousands of pages. Only 0 is less than the
-/// default budget: then the switch waits, as long as it may, for a moment without a dirty page.
-std::uint64_t page_budget(const MigrationSettings& settings) {
-  return std::min(runtime::MigrationOptions{}.switch_page_budget,
-                  settings.downtime_limit_ms * 1000);
-}
-
-base::Outcome set_downtime(MigrationSettings& settings, const Json::Member& member, bool running) {
-  const std::uint64_t before = page_budget(settings);
-  settings.downtime_limit_ms = TRY(downtime(member));
-  if (running && page_budget(settings) != before) {
-    // Managers turn it up while they wait for a move, and QEMU takes it. Here it decides next to
-    // nothing, so the move in progress keeps what it was begun with.
-    base::log(base::LogLevel::kInfo, "migration.parameter name=downtime-limit value={} so={}",
-              settings.downtime_limit_ms, "it counts from the next migration on");
+        fmt::format("Parameter '{}' cannot change while a migration runs; set it before 'migrate' "
+                    "({} can)",
+                    parameter.name, changeable()));
   }
   return base::Done{};
 }
 
-base::Outcome set_shape(MigrationSettings& settings, const Json::Member& member, bool running) {
-  if (member.name == "x-towline-switch") {
-    settings.switch_policy = TRY(policy(member));
-  } else if (member.name == "x-towline-passes") {
-    settings.passes = static_cast<std::uint32_t>(TRY(whole(member, 0, 16, "")));
-  } else if (member.name == "x-towline-bulk-lanes") {
-    settings.bulk_lanes = static_cast<std::uint32_t>(TRY(whole(member, 1, 16, "")));
-  } else if (member.name == "downtime-limit") {
-    return set_downtime(settings, member, running);
-  } else {
-    return set_recovery(settings, member);
+/// Managers raise some limits while they wait for a move, and QEMU accepts that. Here the move in
+/// progress keeps the value that it began with, so the log says when the new one counts.
+void tell_if_later(const Parameter& parameter, const ParameterValue& value, InProgress now) {
+  const bool of_next = parameter.change == Parameter::Change::kForTheNext && now.leaving;
+  const bool of_both = parameter.change == Parameter::Change::kBeforeMigrate &&
+                       parameter.end == Parameter::End::kBoth && now.arriving;
+  if (of_next || of_both) {
+    base::log(base::LogLevel::kInfo, "migration.parameter name={} value={} so={}", parameter.name,
+              to_string(parameter, value), "it counts from the next migration on");
   }
-  return base::Done{};
 }
 
-std::vector<std::string> texts(const std::vector<runtime::Uri>& addresses) {
-  std::vector<std::string> list;
-  list.reserve(addresses.size());
-  for (const runtime::Uri& address : addresses) {
-    list.push_back(address.to_string());
+base::Outcome set_one(MigrationSettings& settings, const Json::Member& member, InProgress now) {
+  const Parameter* parameter = runtime::find_parameter(member.name);
+  if (parameter == nullptr) {
+    return not_built(member.name);
   }
-  return list;
-}
-
-/// What a migration is given once, when it starts.
-auto fixed_part(const MigrationSettings& settings) {
-  return std::tuple(settings.switch_policy, settings.passes, settings.bulk_lanes,
-                    settings.auto_recover, settings.heartbeat_ms, settings.patience_ms,
-                    settings.frozen_patience_ms, settings.reconnect_deadline_s,
-                    texts(settings.alternates), settings.memory_reserve,
-                    settings.page_server.to_string());
-}
-
-base::Outcome set_parameter(MigrationSettings& settings, const Json::Member& member, bool running) {
-  if (member.name == "max-bandwidth" || member.name == "max-postcopy-bandwidth") {
-    return set_bandwidth(settings, member);
+  const auto value = value_of(member.value, parameter->place.type);
+  if (!value) {
+    return parameter->place.type == Parameter::Type::kNumber && member.value.number()
+               ? not_permitted(*parameter, member.value, {})
+               : wrong_type(member.name, type_name(parameter->place.type));
   }
-  const auto before = fixed_part(settings);
-  TRY(set_shape(settings, member, running));
+  const ParameterValue before = parameter->place.get(settings.options);
+  if (const auto set = set_parameter(settings.options, *parameter, *value); !set.ok()) {
+    return not_permitted(*parameter, member.value, set.error().detail);
+  }
   // Managers write the same values again and again: only a change is refused.
-  if (running && fixed_part(settings) != before) {
-    return refuse(
-        fmt::format("Parameter '{}' cannot change while a migration runs; set it before "
-                    "'migrate' ('max-bandwidth' and 'max-postcopy-bandwidth' can)",
-                    member.name));
+  if (parameter->place.get(settings.options) == before) {
+    return base::Done{};
   }
+  TRY(may_change(*parameter, now));
+  tell_if_later(*parameter, *value, now);
   return base::Done{};
 }
 
@@ -289,7 +216,7 @@ base::Expected<CapabilityChange> read_change(const Json& entry) {
   if (entry.members() == nullptr) {
     return wrong_type("capabilities", "array of objects");
   }
-  Arguments arguments(&entry);
+  CommandArguments arguments(&entry);
   CapabilityChange change{TRY(arguments.text("capability")), false};
   const auto state = TRY(arguments.optional_boolean("state"));
   if (!state) {
@@ -305,19 +232,20 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
     settings.events = change.state;
   } else if (change.name == "postcopy-ram") {
     if (settings.postcopy_ram && !change.state) {
-      settings.switch_policy.reset();  // Who takes it back takes back what came with it.
+      // A switch that was set together with the capability must not outlive it.
+      settings.options.switch_policy = SwitchPolicy::kManual;
     }
     settings.postcopy_ram = change.state;
   } else if (change.name == "postcopy-preempt") {
     settings.postcopy_preempt = change.state;
   } else if (change.name != "return-path") {
-    // Managers write "off" for everything that they did not ask for, and off it is.
+    // Managers turn off every capability that they do not use; these are always off.
     return is_always_off(change.name) && !change.state
                ? base::Outcome(base::Done{})
                : base::Outcome(not_accepted("capability", change.name));
   } else if (!change.state) {
-    // The same, and not true. A refusal would stop them for nothing; query-migrate-capabilities
-    // keeps telling the truth.
+    // Managers turn this one off too, but it stays on. A refusal would stop them without need;
+    // query-migrate-capabilities still says that it is on.
     base::log(base::LogLevel::kWarning, "migration.capability name=return-path state=off reason={}",
               "it stays on, always in effect");
   }
@@ -349,67 +277,43 @@ base::Expected<MigrationSettings> with_capabilities(MigrationSettings settings, 
   return settings;
 }
 
-Json parameters_json(const MigrationSettings& settings) {
-  const SwitchPolicy effective = effective_policy(settings);
-  const auto* const name =
-      std::find_if(kPolicies.begin(), kPolicies.end(),
-                   [&](const PolicyName& one) { return one.policy == effective; });
-  Json alternates = Json::array();
-  for (const std::string& address : texts(settings.alternates)) {
-    alternates.add(address);
+Json json_of(const ParameterValue& value) {
+  if (const auto* boolean = std::get_if<bool>(&value)) {
+    return *boolean;
   }
-  return Json::object({{"max-bandwidth", settings.max_bandwidth},
-                       {"downtime-limit", settings.downtime_limit_ms},
-                       {"max-postcopy-bandwidth", settings.max_postcopy_bandwidth},
-                       {"x-towline-switch", name->name},
-                       {"x-towline-passes", settings.passes},
-                       {"x-towline-bulk-lanes", settings.bulk_lanes},
-                       {"x-towline-auto-recover", settings.auto_recover},
-                       {"x-towline-heartbeat-ms", settings.heartbeat_ms},
-                       {"x-towline-patience-ms", settings.patience_ms},
-                       {"x-towline-frozen-patience-ms", settings.frozen_patience_ms},
-                       {"x-towline-reconnect-deadline-s", settings.reconnect_deadline_s},
-                       {"x-towline-alternates", std::move(alternates)},
-                       {"x-towline-memory-reserve", settings.memory_reserve},
-                       {"x-towline-source-loss", runtime::to_string(settings.source_loss)},
-                       {"x-towline-source-loss-deadline-s", settings.source_loss_deadline_s},
-                       {"x-towline-page-server", settings.page_server.to_string()}});
+  if (const auto* number = std::get_if<std::uint64_t>(&value)) {
+    return *number;
+  }
+  if (const auto* text = std::get_if<std::string>(&value)) {
+    return *text;
+  }
+  Json list = Json::array();
+  for (const std::string& text : std::get<std::vector<std::string>>(value)) {
+    list.add(text);
+  }
+  return list;
+}
+
+Json parameters_json(const MigrationSettings& settings) {
+  Json all = Json::object();
+  for (const Parameter& one : runtime::parameters()) {
+    all.set(std::string(one.name), json_of(one.place.get(settings.options)));
+  }
+  return all;
 }
 
 base::Expected<MigrationSettings> with_parameters(MigrationSettings settings, const Json* object,
-                                                  bool running) {
+                                                  InProgress now) {
   if (object != nullptr) {
     for (const auto& member : *object->members()) {
-      TRY(set_parameter(settings, member, running));
+      TRY(set_one(settings, member, now));
     }
   }
   return settings;
 }
 
-runtime::MigrationOptions options_for(const MigrationSettings& settings) {
-  runtime::MigrationOptions options;
-  options.switch_policy = effective_policy(settings);
-  options.passes = settings.passes;
-  options.bulk_lanes = settings.bulk_lanes;
-  options.max_bandwidth = settings.max_bandwidth;
-  options.max_postcopy_bandwidth = settings.max_postcopy_bandwidth;
-  options.switch_page_budget = page_budget(settings);
-  using std::chrono::milliseconds;
-  options.auto_recover = settings.auto_recover;
-  options.heartbeat = milliseconds(settings.heartbeat_ms);
-  options.patience = milliseconds(settings.patience_ms);
-  options.frozen_patience = milliseconds(settings.frozen_patience_ms);
-  options.reconnect_deadline = std::chrono::seconds(settings.reconnect_deadline_s);
-  options.alternates = settings.alternates;
-  options.memory_reserve = settings.memory_reserve;
-  options.source_loss = settings.source_loss;
-  options.source_loss_deadline = std::chrono::seconds(settings.source_loss_deadline_s);
-  options.page_server = settings.page_server;
-  return options;
-}
-
 base::Outcome check_postcopy_is_meant(const MigrationSettings& settings) {
-  if (settings.postcopy_ram || effective_policy(settings) != SwitchPolicy::kManual) {
+  if (settings.postcopy_ram || settings.options.switch_policy != SwitchPolicy::kManual) {
     return base::Done{};
   }
   return refuse(

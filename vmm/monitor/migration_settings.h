@@ -1,41 +1,27 @@
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <vector>
-
 #include "base/error.h"
 #include "runtime/options.h"
+#include "runtime/parameters.h"
 #include "vmm/monitor/json.h"
 
 namespace towline::monitor {
 
-/// What a manager has set for migrations to come: QEMU's capabilities and parameters, as far as
-/// they are built. A value type; the functions below check and never change half of it.
+/// What a manager has set for the next migration: those of QEMU's capabilities that are built, and
+/// the parameters (runtime/parameters.h). A value type: the functions below return a changed copy,
+/// or an error.
 struct MigrationSettings {
   bool events = false;
   bool postcopy_ram = false;
   /// Demanded pages have a lane of their own in any case; kept because managers set and read it.
   bool postcopy_preempt = false;
+  runtime::MigrationOptions options;  ///< What a migration started now is given.
+};
 
-  std::uint64_t max_bandwidth = 128U << 20U;           ///< QEMU's default. Bytes/s; 0: no limit.
-  std::uint64_t max_postcopy_bandwidth = 0;            ///< Bytes/s; 0: no limit.
-  std::uint64_t downtime_limit_ms = 300;               ///< QEMU's default.
-  std::optional<runtime::SwitchPolicy> switch_policy;  ///< Not set by hand: manual.
-  std::uint32_t passes = 1;
-  std::uint32_t bulk_lanes = 2;
-
-  // What happens when the link is lost in post-copy.
-  bool auto_recover = true;
-  std::uint64_t heartbeat_ms = 100;
-  std::uint64_t patience_ms = 250;
-  std::uint64_t frozen_patience_ms = 5000;
-  std::uint64_t reconnect_deadline_s = 0;  ///< 0: never.
-  std::vector<runtime::Uri> alternates;
-  std::uint64_t memory_reserve = 64U << 20U;                     ///< Bytes. At the target.
-  runtime::SourceLoss source_loss = runtime::SourceLoss::kWait;  ///< At the target.
-  std::uint64_t source_loss_deadline_s = 60;
-  runtime::PageServerChoice page_server;  ///< Without its command. At the source.
+/// Which migrations are in progress in this process.
+struct InProgress {
+  bool leaving = false;
+  bool arriving = false;  ///< Or waited for.
 };
 
 /// The answer of query-migrate-capabilities.
@@ -48,17 +34,18 @@ base::Expected<MigrationSettings> with_capabilities(MigrationSettings settings, 
 Json parameters_json(const MigrationSettings& settings);
 
 /// Applies the arguments of migrate-set-parameters (null: none), all of them or nothing.
-/// `running`: only what can follow a migration in progress may change.
+/// Errors: kRefused: unknown, not built, not permitted, or not to be changed now; names the
+/// parameter, the value and what it may be.
 base::Expected<MigrationSettings> with_parameters(MigrationSettings settings, const Json* object,
-                                                  bool running);
+                                                  InProgress now);
 
-/// What a migration started now is given.
-runtime::MigrationOptions options_for(const MigrationSettings& settings);
+/// A parameter's value in JSON.
+Json json_of(const runtime::ParameterValue& value);
 
-/// Every move goes post-copy, so somebody must have called it that: by the capability, or by a
-/// switch without an order (x-towline-switch). A manager that never did knows nothing of the
-/// statuses that follow, and ends what it does not know, at the side where the guest is by then.
-/// Errors: kRefused; names the capability, the command that sets it, and the other way.
+/// Every move is post-copy, so its user must have asked for post-copy: by the capability, or by a
+/// switch without an order (x-towline-switch). A manager that did not ask does not know the
+/// statuses of post-copy. It may end a process whose status it does not know, and with it the
+/// guest. Errors: kRefused; names the capability, the command that sets it, and the other way.
 base::Outcome check_postcopy_is_meant(const MigrationSettings& settings);
 
 }  // namespace towline::monitor

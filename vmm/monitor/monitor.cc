@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 namespace towline::monitor {
 
@@ -55,11 +55,66 @@ void MachineEvents::on_failure(const std::string& reason) {
   tell([reason](vmm::MachineListener& to) { to.on_failure(reason); });
 }
 
+/// Turns what a migration tells into QMP events. Each call is queued for the loop and handled
+/// there.
+class Monitor::MigrationEvents final : public runtime::MigrationObserver {
+ public:
+  MigrationEvents(base::EventLoop& loop, std::shared_ptr<Monitor*> monitor, Role role)
+      : loop_(loop), monitor_(std::move(monitor)), role_(role) {}
+
+  void on_status(MigrationStatus status) override {
+    on_loop([role = role_, status](Monitor& monitor) { monitor.migration_is(role, status); });
+  }
+
+  void on_pass(std::uint64_t pass) override {
+    on_loop([pass](Monitor& monitor) {
+      monitor.tell_if_wanted("MIGRATION_PASS", Json::object({{"pass", pass}}));
+    });
+  }
+
+  void on_guest_stopped() override {
+    on_loop([](Monitor& monitor) { monitor.on_stop(); });
+  }
+
+  void on_guest_started() override {
+    on_loop([](Monitor& monitor) {
+      // A guest that its user had stopped arrives stopped: it is here, but RESUME would be untrue.
+      if (monitor.guest_.run_state() == vmm::RunState::kRunning) {
+        monitor.on_resume();
+      }
+    });
+  }
+
+  void on_source_lost(const runtime::MissingMemory& missing) override {
+    on_loop([missing](Monitor& monitor) {
+      monitor.tell_if_wanted(
+          "X_TOWLINE_SOURCE_LOST",
+          Json::object({{"missing-pages", missing.pages}, {"missing-bytes", missing.bytes}}));
+    });
+  }
+
+ private:
+  void on_loop(std::function<void(Monitor&)> what) {
+    loop_.post([monitor = monitor_, what = std::move(what)] {
+      if (*monitor != nullptr) {
+        what(**monitor);
+      }
+    });
+  }
+
+  base::EventLoop& loop_;
+  const std::shared_ptr<Monitor*> monitor_;  // shared: see Monitor::self_.
+  const Role role_;
+};
+
 Monitor::Monitor(const Parts& parts, MigrationConfig config, std::function<void(Exit)> exit)
     : guest_(parts.guest),
       machine_events_(parts.machine_events),
       exit_(std::move(exit)),
-      migration_(parts.loop, parts.guest, parts.factory, *this, std::move(config)),
+      self_(std::make_shared<Monitor*>(this)),
+      of_source_(std::make_unique<MigrationEvents>(parts.loop, self_, Role::kSource)),
+      of_target_(std::make_unique<MigrationEvents>(parts.loop, self_, Role::kTarget)),
+      migration_(parts.guest, parts.factory, {*of_source_, *of_target_}, std::move(config)),
       context_{parts.guest, migration_, *this},
       server_(parts.loop, context_) {
   machine_events_.deliver_to(this);
@@ -67,6 +122,7 @@ Monitor::Monitor(const Parts& parts, MigrationConfig config, std::function<void(
 
 Monitor::~Monitor() {
   machine_events_.deliver_to(nullptr);
+  *self_ = nullptr;
 }
 
 base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
@@ -79,7 +135,7 @@ base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
 
 void Monitor::on_signal(const char* name) {
   if (const auto danger = migration_.danger_of_ending()) {
-    // However often it comes: who presses Ctrl-C once more does so from habit.
+    // However many signals come: people press Ctrl-C twice from habit.
     base::log_owner(
         base::LogLevel::kError, "monitor.signal_refused signal={} reason={} remedy={}", name,
         *danger + "; no signal ends this process meanwhile",
@@ -106,7 +162,7 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
   if (danger) {
     base::log(base::LogLevel::kError, "monitor.forced_end reason={}", *danger);
   }
-  // What a page server goes on with is left as it is: its target shall not be told of an end.
+  // If a page server continues the migration, the target must not be told that it ended.
   const bool left = migration_.may_be_left();
   const bool forced = left || (force && (danger || migration_.in_progress()));
   if (left) {
@@ -114,8 +170,8 @@ base::Outcome Monitor::end(bool force, Json shutdown) {
               "the page server goes on with the migration");
   }
   if (migration_.can_be_cancelled() && !forced) {
-    // Its threads are joined when it is settled; and the target is told instead of left alone.
-    // Refused when the guest was handed over since the question above.
+    // The target is told of the cancel, and the threads are joined when the migration has ended.
+    // The cancel is refused if the guest was handed over since the check above.
     TRY(migration_.cancel());
   }
   ending_ = Ending{Exit{0, forced}, std::move(shutdown)};
@@ -127,7 +183,7 @@ void Monitor::end_when_settled() {
   if (!ending_ || ended_) {
     return;
   }
-  // A guest that switched itself off while the source still sends: the source is let finish.
+  // If the guest powered off while the source still sends, the source may finish first.
   const bool settled = !migration_.in_progress() && !migration_.danger_of_ending();
   if (!settled && !ending_->exit.forced) {
     return;
@@ -139,20 +195,27 @@ void Monitor::end_when_settled() {
   exit_(ending_->exit);
 }
 
-void Monitor::on_migration_status(Role role, MigrationStatus status) {
+void Monitor::tell_if_wanted(std::string_view event, const Json& data) {
+  if (migration_.settings().events) {
+    server_.broadcast(event, data);
+  }
+}
+
+void Monitor::migration_is(Role role, MigrationStatus status) {
+  // Setup is announced before a migration is begun. If that was refused, clients are not told.
+  if (status == MigrationStatus::kSetup && !migration_.knows(role)) {
+    return;
+  }
   auto& told = role == Role::kSource ? told_source_ : told_target_;
   if (std::exchange(told, status) == status) {
     return;
   }
-  if (migration_.settings().events) {
-    server_.broadcast("MIGRATION", Json::object({{"status", runtime::to_string(status)}}));
-  }
+  tell_if_wanted("MIGRATION", Json::object({{"status", runtime::to_string(status)}}));
   base::log(base::LogLevel::kInfo, "migration.status role={} status={}",
             role == Role::kSource ? "source" : "target", runtime::to_string(status));
-  if (role == Role::kSource && status == MigrationStatus::kCompleted) {
-    guest_.migrated_away();
-  }
-  if (role == Role::kTarget) {
+  if (role == Role::kSource) {
+    guest_.on_leaving(status);
+  } else {
     end_if_failed(status);
   }
   end_when_settled();
@@ -175,14 +238,8 @@ void Monitor::end_if_failed(MigrationStatus status) {
   }
 }
 
-void Monitor::on_migration_pass(std::uint64_t pass) {
-  if (migration_.settings().events) {
-    server_.broadcast("MIGRATION_PASS", Json::object({{"pass", pass}}));
-  }
-}
-
 void Monitor::on_stop() {
-  // The machine and the migration both tell; clients hear it once.
+  // The machine and the migration both report this; clients are told once.
   if (std::exchange(told_stopped_, true) != true) {
     server_.broadcast("STOP", Json());
   }
@@ -191,20 +248,6 @@ void Monitor::on_stop() {
 void Monitor::on_resume() {
   if (std::exchange(told_stopped_, false) != false) {
     server_.broadcast("RESUME", Json());
-  }
-}
-
-void Monitor::on_guest_started() {
-  // A guest that its user had stopped arrives stopped: it is here, but RESUME would be untrue.
-  if (guest_.run_state() == vmm::RunState::kRunning) {
-    on_resume();
-  }
-}
-
-void Monitor::on_source_lost(const runtime::MissingMemory& missing) {
-  if (migration_.settings().events) {
-    server_.broadcast("X_TOWLINE_SOURCE_LOST", Json::object({{"missing-pages", missing.pages},
-                                                             {"missing-bytes", missing.bytes}}));
   }
 }
 

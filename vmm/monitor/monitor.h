@@ -1,8 +1,10 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/event_loop.h"
@@ -47,8 +49,10 @@ class MachineEvents final : public vmm::MachineListener {
 /// The control plane of one machine: QMP sockets, migrations, signals, and the one place that
 /// decides whether the process may end.
 ///
-/// Threads: the loop's.
-class Monitor final : public Quitter, private MigrationWatcher, private vmm::MachineListener {
+/// Threads: the loop's. Migrations and the machine report from threads of their own; each report is
+/// queued for the loop. Clients get the events in the order of that queue, and after the answer to
+/// the command that is being carried out.
+class Monitor final : public Quitter, private vmm::MachineListener {
  public:
   struct Parts {
     base::EventLoop& loop;
@@ -90,14 +94,12 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
     Json shutdown;  ///< Data of the SHUTDOWN event; null: it was sent already.
   };
 
-  void on_migration_status(Role role, runtime::MigrationStatus status) override;
-  void on_migration_pass(std::uint64_t pass) override;
+  class MigrationEvents;
 
-  void on_guest_stopped() override { on_stop(); }
+  void migration_is(Role role, runtime::MigrationStatus status);
 
-  void on_guest_started() override;
-
-  void on_source_lost(const runtime::MissingMemory& missing) override;
+  /// An event of migrations, for which there is a capability.
+  void tell_if_wanted(std::string_view event, const Json& data);
 
   void on_stop() override;
   void on_resume() override;
@@ -112,14 +114,19 @@ class Monitor final : public Quitter, private MigrationWatcher, private vmm::Mac
   Guest& guest_;
   MachineEvents& machine_events_;
   const std::function<void(Exit)> exit_;
+  // shared: with the reports in the loop's queue. Holds null when this is gone; only the loop's
+  // thread reads or writes what it holds.
+  const std::shared_ptr<Monitor*> self_;
+  const std::unique_ptr<MigrationEvents> of_source_;
+  const std::unique_ptr<MigrationEvents> of_target_;
   MigrationControl migration_;
   CommandContext context_;
   QmpServer server_;
-  // What clients were told last, so that they hear it once.
+  // What clients were told last, so that nothing is told twice.
   std::optional<bool> told_stopped_;
   std::optional<runtime::MigrationStatus> told_source_;
   std::optional<runtime::MigrationStatus> told_target_;
-  std::string first_qmp_;         ///< Where a person may order what no signal does.
+  std::string first_qmp_;         ///< Where a person can force the end that signals cannot.
   std::optional<Ending> ending_;  ///< Decided, but a migration is not settled yet.
   bool ended_ = false;
 };

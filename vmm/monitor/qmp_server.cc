@@ -133,7 +133,7 @@ class QmpServer::Client {
   }
 
   void send(const std::string& line) {
-    if (dead_) {
+    if (dead_ || deaf_) {
       return;
     }
     queue_ += line;
@@ -147,7 +147,7 @@ class QmpServer::Client {
 
   void flush() {
     std::size_t sent = 0;
-    while (sent < queue_.size() && !dead_) {
+    while (sent < queue_.size() && !deaf_) {
       const ssize_t put = ::send(fd_.get(), queue_.data() + sent, queue_.size() - sent,
                                  MSG_DONTWAIT | MSG_NOSIGNAL);
       if (put >= 0) {
@@ -155,7 +155,8 @@ class QmpServer::Client {
       } else if (errno == EAGAIN) {
         break;
       } else if (errno != EINTR) {
-        dead_ = true;
+        deaf_ = true;
+        sent = queue_.size();
       }
     }
     queue_.erase(0, sent);
@@ -172,6 +173,9 @@ class QmpServer::Client {
   QmpSession session_;
   std::string queue_;
   bool at_end_ = false;
+  // It reads no more, and may have gone. What it sent before is still obeyed: a cancel is sent by
+  // somebody who does not wait for the answer.
+  bool deaf_ = false;
   bool dead_ = false;
   std::unique_ptr<base::EventLoop::Handle> readable_;
   std::unique_ptr<base::EventLoop::Handle> writable_;

@@ -109,7 +109,7 @@ Json QmpSession::answer(const Json& message) {
 
 base::Expected<Json> QmpSession::dispatch(const Json& message) {
   const Request request = TRY(read_request(message, out_of_band_));
-  Arguments arguments(request.arguments);
+  CommandArguments arguments(request.arguments);
   if (*request.name == "qmp_capabilities") {
     return negotiate(arguments);
   }
@@ -128,7 +128,7 @@ base::Expected<Json> QmpSession::dispatch(const Json& message) {
   return command->run(context_, arguments);
 }
 
-base::Expected<Json> QmpSession::negotiate(Arguments& arguments) {
+base::Expected<Json> QmpSession::negotiate(CommandArguments& arguments) {
   if (negotiated_) {
     error_class_ = kNotFound;
     return refuse("Capabilities negotiation is already complete, command ignored");

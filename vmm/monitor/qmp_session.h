@@ -33,7 +33,7 @@ class QmpSession {
   void on_message(const std::string& text);
   Json answer(const Json& message);
   base::Expected<Json> dispatch(const Json& message);
-  base::Expected<Json> negotiate(Arguments& arguments);
+  base::Expected<Json> negotiate(CommandArguments& arguments);
   void send(const Json& message);
 
   CommandContext& context_;

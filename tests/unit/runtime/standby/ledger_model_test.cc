@@ -673,7 +673,7 @@ class LedgerWalk {
     }
   }
 
-  /// Standby::settle(), inherit(), become_source(): from the ledger alone.
+  /// PageServer::settle(), inherit(), become_source(): from the ledger alone.
   void settle(World world) {
     const auto owner = ownership_left(world.ledger.phase);
     if (!owner.has_value()) {

@@ -5,6 +5,8 @@
 
 #include <doctest/doctest.h>
 
+#include "runtime/parameters.h"
+
 namespace towline::tools {
 namespace {
 
@@ -39,6 +41,16 @@ Words run_with(const Words& more) {
   Words words{"run", "--kernel", "guest.elf"};
   words.insert(words.end(), more.begin(), more.end());
   return words;
+}
+
+/// What a parameter is set to; `given`: by the user.
+std::string value_of(const MigrateArguments& migrate, const std::string& name, bool given = true) {
+  for (const auto& one : migrate.parameters) {
+    if (one.parameter->name == name && (one.given || !given)) {
+      return to_string(*one.parameter, one.value);
+    }
+  }
+  return "not set";
 }
 
 TEST_CASE("help is shown for each subcommand, with examples") {
@@ -178,18 +190,19 @@ TEST_CASE("a page server listens, or serves the one source that it was started b
 
 TEST_CASE("a machine says who holds its memory when it dies in post-copy") {
   using Kind = runtime::PageServerChoice::Kind;
-  CHECK(good<RunArguments>(run_with({})).page_server.kind == Kind::kNone);
+  CHECK(good<RunArguments>(run_with({})).options.page_server.kind == Kind::kNone);
   const auto own = good<RunArguments>(
       run_with({"--page-server", "own", "--page-server-qmp", "unix:/run/pages.qmp"}));
-  CHECK(own.page_server.kind == Kind::kOwn);
+  CHECK(own.options.page_server.kind == Kind::kOwn);
   CHECK(own.page_server_qmp == "/run/pages.qmp");
   bad(run_with({"--page-server-qmp", "pages"}), {"--page-server-qmp", "'pages'", "unix:PATH"});
   bad(run_with({"--qmp", "unix:/a", "--page-server-qmp", "unix:/a"}),
       {"--page-server-qmp", "--qmp"});
-  CHECK(good<RunArguments>(run_with({"--page-server", "scope"})).page_server.kind == Kind::kScope);
+  CHECK(good<RunArguments>(run_with({"--page-server", "scope"})).options.page_server.kind ==
+        Kind::kScope);
   const auto daemon = good<RunArguments>(run_with({"--page-server", "unix:/run/a"}));
-  CHECK(daemon.page_server.kind == Kind::kDaemon);
-  CHECK(daemon.page_server.path == "/run/a");
+  CHECK(daemon.options.page_server.kind == Kind::kDaemon);
+  CHECK(daemon.options.page_server.path == "/run/a");
 }
 
 TEST_CASE("QEMU's options for a control socket are understood where they say the same") {
@@ -202,8 +215,11 @@ TEST_CASE("a move is described by two sockets and how to go about it") {
   const auto plain = good<MigrateArguments>({"migrate", "/a", "unix:/b"});
   CHECK(plain.source == "/a");
   CHECK(plain.target == "/b");
-  CHECK(plain.switch_policy == "after-pass");
-  CHECK(plain.max_bandwidth == 0);
+  CHECK(value_of(plain, "x-towline-switch", false) == "after-pass");
+  CHECK(value_of(plain, "max-bandwidth", false) == "0");
+  CHECK(value_of(plain, "x-towline-passes", false) == "1");
+  CHECK(value_of(plain, "x-towline-passes") == "not set");
+  CHECK(value_of(plain, "x-towline-source-loss", false) == "not set");
   CHECK_FALSE(plain.json);
   const auto all = good<MigrateArguments>({"migrate",     "/a",
                                            "/b",          "--via",
@@ -215,14 +231,68 @@ TEST_CASE("a move is described by two sockets and how to go about it") {
                                            "2M",          "--json",
                                            "--alternate", "tcp:h:1",
                                            "--alternate", "unix:/c"});
-  CHECK(all.alternates == std::vector<std::string>{"tcp:h:1", "unix:/c"});
+  CHECK(value_of(all, "x-towline-alternates") == "[tcp:h:1, unix:/c]");
   CHECK(all.via == "tcp:h:0");
-  CHECK(all.switch_policy == "immediate");
-  CHECK(all.passes == 0);
-  CHECK(all.bulk_lanes == 16);
-  CHECK(all.max_bandwidth == 1U << 20U);
-  CHECK(all.max_postcopy_bandwidth == 2U << 20U);
+  CHECK(value_of(all, "x-towline-switch") == "immediate");
+  CHECK(value_of(all, "x-towline-passes") == "0");
+  CHECK(value_of(all, "x-towline-bulk-lanes") == "16");
+  CHECK(value_of(all, "max-bandwidth") == "1 MiB/s");
+  CHECK(value_of(all, "max-postcopy-bandwidth") == "2 MiB/s");
   CHECK(all.json);
+}
+
+/// `towline COMMAND` with whatever else it needs, and these.
+Words whole_line(const std::string& command, const Words& more) {
+  Words words = command == "run" ? run_with({}) : Words{command, "/a", "/b"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+TEST_CASE("every option that stands for a parameter is helped with and kept within its range") {
+  using Parameter = runtime::Parameter;
+  std::size_t seen = 0;
+  for (const Parameter& one : runtime::parameters()) {
+    for (const Parameter::On command : {Parameter::On::kRun, Parameter::On::kMigrate}) {
+      const std::string name = command == Parameter::On::kRun ? "run" : "migrate";
+      const std::string option(one.option);
+      const auto help = parse_arguments({name, "--help"});
+      const bool takes = one.on == command || one.on == Parameter::On::kRunAndMigrate;
+      if (!takes) {
+        CHECK_MESSAGE((option.empty() || !has(help.error().text, option + ' ')), option);
+        continue;
+      }
+      ++seen;
+      CHECK_MESSAGE(has(help.error().text, option + ' '), option);
+      CHECK_MESSAGE(has(help.error().text, std::string(one.help)), option);
+      bad(whole_line(name, {option, ""}), {option, "use "});
+      bad(whole_line(name, {option, "-"}), {option});
+      bad(whole_line(name, {option}), {option});
+      if (one.place.type == Parameter::Type::kNumber) {
+        CHECK(parse_arguments(whole_line(name, {option, std::to_string(one.least)})).ok());
+        CHECK(parse_arguments(whole_line(name, {option, std::to_string(one.most)})).ok());
+      }
+      if (one.least > 0) {
+        bad(whole_line(name, {option, std::to_string(one.least - 1)}), {option, permitted(one)});
+      }
+      if (one.place.type == Parameter::Type::kNumber && one.most + 1 != 0) {
+        bad(whole_line(name, {option, std::to_string(one.most + 1)}), {option, permitted(one)});
+      }
+      for (const std::string_view choice : one.place.choices) {
+        CHECK(parse_arguments(whole_line(name, {option, std::string(choice)})).ok());
+        CHECK(has(help.error().text, std::string(choice)));
+      }
+    }
+  }
+  CHECK(seen > 0);
+}
+
+TEST_CASE("the parameters of a machine begin as its command line says") {
+  const auto run = good<RunArguments>(run_with(
+      {"--source-loss", "give-up", "--source-loss-deadline", "7", "--page-server", "own"}));
+  CHECK(run.options.source_loss == runtime::SourceLoss::kGiveUp);
+  CHECK(run.options.source_loss_deadline == std::chrono::seconds(7));
+  CHECK(run.options.page_server.kind == runtime::PageServerChoice::Kind::kOwn);
+  CHECK(run.options.max_bandwidth == runtime::MigrationOptions{}.max_bandwidth);
 }
 
 TEST_CASE("a QMP command takes words or one object") {

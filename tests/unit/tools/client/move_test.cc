@@ -71,12 +71,19 @@ class FakePeer final : public Peer {
   std::vector<std::string> asked;
 };
 
+/// `towline migrate` with these options.
+MigrateArguments given(const std::vector<std::string>& options) {
+  std::vector<std::string> words{"migrate", "/source.qmp", "/target.qmp"};
+  words.insert(words.end(), options.begin(), options.end());
+  auto parsed = parse_arguments(words);
+  REQUIRE(parsed.ok());
+  return std::get<MigrateArguments>(std::move(parsed).value());
+}
+
 struct Pair {
   Pair() {
     source.state = "running";
     target.state = "inmigrate";
-    arguments.source = "/source.qmp";
-    arguments.target = "/target.qmp";
   }
 
   void begin() {
@@ -94,7 +101,7 @@ struct Pair {
 
   FakePeer source;
   FakePeer target;
-  MigrateArguments arguments;
+  MigrateArguments arguments = given({});
   Move move{source, target, arguments};
 };
 
@@ -107,8 +114,8 @@ TEST_CASE("a target that waits is told where to listen, and the source where tha
   REQUIRE(pair.source.asked.size() == 3);
   CHECK(has(pair.source.asked[0], "postcopy-ram"));
   CHECK(pair.source.asked[1] ==
-        R"(migrate-set-parameters {"x-towline-switch": "after-pass", "x-towline-passes": 1, )"
-        R"("x-towline-bulk-lanes": 2, "max-bandwidth": 0, "max-postcopy-bandwidth": 0, )"
+        R"(migrate-set-parameters {"max-bandwidth": 0, "max-postcopy-bandwidth": 0, )"
+        R"("x-towline-switch": "after-pass", "x-towline-passes": 1, "x-towline-bulk-lanes": 2, )"
         R"("x-towline-alternates": []})");
   CHECK(pair.source.asked[2] == R"(migrate {"uri": "tcp:127.0.0.1:42187"})");
 }
@@ -248,8 +255,7 @@ TEST_CASE("a source that dies after the switch leaves the guest at the target, w
 
 TEST_CASE("the policy for a lost source is the target's to know, and told to it alone") {
   Pair pair;
-  pair.arguments.source_loss = "poison";
-  pair.arguments.source_loss_deadline_s = 9;
+  pair.arguments = given({"--source-loss", "poison", "--source-loss-deadline", "9"});
   pair.begin();
   CHECK(pair.target.asked.back() == R"(migrate-set-parameters {"x-towline-source-loss": "poison", )"
                                     R"("x-towline-source-loss-deadline-s": 9})");

@@ -41,7 +41,11 @@ class FakeGuest final : public Guest {
 
   base::Outcome system_reset() override { return order("reset"); }
 
-  void migrated_away() override { orders.emplace_back("migrated-away"); }
+  void on_leaving(runtime::MigrationStatus status) override {
+    if (status == runtime::MigrationStatus::kCompleted) {
+      orders.emplace_back("migrated-away");
+    }
+  }
 
   vmm::RunState state = vmm::RunState::kRunning;
   std::vector<std::string> orders;
@@ -221,12 +225,32 @@ inline Json parsed(const std::string& text) {
   return std::move(json).value();
 }
 
+/// Writes down what it is told.
+class Recorder final : public runtime::MigrationObserver {
+ public:
+  Recorder(std::vector<std::string>& seen, std::string end) : seen_(seen), end_(std::move(end)) {}
+
+  void on_status(runtime::MigrationStatus status) override {
+    seen_.push_back(end_ + " " + std::string(runtime::to_string(status)));
+  }
+
+  void on_pass(std::uint64_t pass) override { seen_.push_back("pass " + std::to_string(pass)); }
+
+  void on_guest_stopped() override { seen_.emplace_back("stopped"); }
+
+  void on_guest_started() override { seen_.emplace_back("started"); }
+
+ private:
+  std::vector<std::string>& seen_;
+  const std::string end_;
+};
+
 /// Commands against fakes, without sockets: MigrationControl and one session.
-class Desk : private MigrationWatcher, private Quitter {
+class Desk : private Quitter {
  public:
   explicit Desk(MigrationConfig config = {})
       : loop(make_loop()),
-        migration(*loop, guest, factory, *this, std::move(config)),
+        migration(guest, factory, {source_, target_}, std::move(config)),
         context_{guest, migration, *this},
         session(context_, true, [this](const std::string& line) { lines.push_back(line); }) {
     if (config.incoming) {
@@ -278,11 +302,17 @@ class Desk : private MigrationWatcher, private Quitter {
   }
 
   std::unique_ptr<base::EventLoop> loop;
+  std::vector<std::string> seen;  ///< What the observers were told.
+
+ private:
+  Recorder source_{seen, "source"};
+  Recorder target_{seen, "target"};
+
+ public:
   FakeGuest guest;
   FakeFactory factory;
   MigrationControl migration;
-  std::vector<std::string> seen;  ///< What the watcher was told.
-  std::vector<bool> quits;        ///< `force` of each.
+  std::vector<bool> quits;  ///< `force` of each.
 
  private:
   CommandContext context_;
@@ -295,23 +325,6 @@ class Desk : private MigrationWatcher, private Quitter {
   static std::string message(const std::string& command, const std::string& arguments) {
     return "{\"execute\": \"" + command + "\"" +
            (arguments.empty() ? "" : ", \"arguments\": " + arguments) + "}";
-  }
-
-  void on_migration_status(Role role, runtime::MigrationStatus status) override {
-    seen.push_back((role == Role::kSource ? "source " : "target ") +
-                   std::string(runtime::to_string(status)));
-  }
-
-  void on_migration_pass(std::uint64_t pass) override {
-    seen.push_back("pass " + std::to_string(pass));
-  }
-
-  void on_guest_stopped() override { seen.emplace_back("stopped"); }
-
-  void on_guest_started() override { seen.emplace_back("started"); }
-
-  void on_source_lost(const runtime::MissingMemory& missing) override {
-    seen.push_back("source lost " + std::to_string(missing.pages));
   }
 
   base::Outcome quit(bool force) override {

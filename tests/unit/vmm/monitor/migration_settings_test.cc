@@ -17,7 +17,7 @@ base::Expected<MigrationSettings> capabilities(const std::string& list,
 
 base::Expected<MigrationSettings> parameters(const std::string& object) {
   const Json json = parsed(object);
-  return with_parameters({}, &json, false);
+  return with_parameters({}, &json, {});
 }
 
 std::string refusal(const base::Expected<MigrationSettings>& result) {
@@ -132,7 +132,7 @@ TEST_CASE("every parameter that is told can be set to what was told") {
   const auto again = parameters(parameters_json(all.value()).dump());
   REQUIRE(again.ok());
   CHECK(parameters_json(again.value()).dump() == parameters_json(all.value()).dump());
-  const auto options = options_for(all.value());
+  const auto& options = all.value().options;
   CHECK(options.max_bandwidth == 0);
   CHECK_FALSE(options.auto_recover);
   CHECK(options.patience.count() == 20);
@@ -159,11 +159,100 @@ TEST_CASE("values out of range name the parameter, the range and the value") {
         "manual");
   CHECK(has(refusal(parameters(R"({"x-towline-switch": 1})")), "expected: string"));
   CHECK(refusal(parameters(R"({"downtime-limit": 2000001})")) ==
-        "Option downtime_limit expects an integer in the range of 0 to (2000 * 1000) ms");
+        "Parameter 'downtime-limit' expects an integer from 0 to 2000000 ms, not 2000001");
   CHECK(parameters(R"({"downtime-limit": 2000000})").ok());
   CHECK(has(refusal(parameters(R"({"x-towline-source-loss": "forget"})")),
             "use wait, poison or give-up"));
   CHECK(has(refusal(parameters(R"({"x-towline-source-loss-deadline-s": 0})")), "from 1 to"));
+}
+
+/// A parameter set to `value`, as JSON.
+base::Expected<MigrationSettings> one_set(const runtime::Parameter& parameter, const Json& value,
+                                          InProgress now = {}) {
+  Json object = Json::object();
+  object.set(std::string(parameter.name), value);
+  return with_parameters({}, &object, now);
+}
+
+TEST_CASE(
+    "each row of the table of parameters is told, set, read back, and kept within its range") {
+  const Json told = parameters_json({});
+  REQUIRE(told.members()->size() == runtime::parameters().size());
+  for (const runtime::Parameter& one : runtime::parameters()) {
+    const std::string name(one.name);
+    const Json* usual = told.find(name);
+    REQUIRE_MESSAGE(usual != nullptr, name);
+    CHECK(usual->dump() == json_of(default_of(one)).dump());
+    CHECK_MESSAGE(one_set(one, *usual).ok(), name);
+    CHECK(has(refusal(one_set(one, Json::object())),
+              "Invalid parameter type for '" + name + "', expected: "));
+    if (one.place.type != runtime::Parameter::Type::kNumber) {
+      continue;
+    }
+    for (const std::uint64_t value : {one.least, one.most}) {
+      const auto set = one_set(one, value);
+      REQUIRE_MESSAGE(set.ok(), name);
+      CHECK(parameters_json(set.value()).find(name)->whole() == value);
+    }
+    const std::string range = "Parameter '" + name + "' expects " + permitted(one) + ", not ";
+    CHECK(refusal(one_set(one, static_cast<std::int64_t>(one.least) - 1)) ==
+          range + std::to_string(static_cast<std::int64_t>(one.least) - 1));
+    if (one.most + 1 != 0) {
+      CHECK(refusal(one_set(one, one.most + 1)) == range + std::to_string(one.most + 1));
+    }
+  }
+}
+
+/// Another value than the default.
+Json changed_value(const runtime::Parameter& one) {
+  switch (one.place.type) {
+    case runtime::Parameter::Type::kBoolean:
+      return !std::get<bool>(default_of(one));
+    case runtime::Parameter::Type::kNumber:
+      return std::get<std::uint64_t>(default_of(one)) + 1;
+    case runtime::Parameter::Type::kChoice:
+      return one.place.choices[1];
+    case runtime::Parameter::Type::kPageServer:
+      return "own";
+    case runtime::Parameter::Type::kAddresses:
+      return Json::array().add("unix:/a");
+  }
+  __builtin_unreachable();
+}
+
+TEST_CASE("each row says when its parameter may change, and a value that stays is always taken") {
+  using Change = runtime::Parameter::Change;
+  for (const runtime::Parameter& one : runtime::parameters()) {
+    const bool follows = one.change == Change::kAnyTime || one.change == Change::kForTheNext;
+    const Json other = changed_value(one);
+    CHECK_MESSAGE(one_set(one, other).ok(), one.name);
+    CHECK_MESSAGE(one_set(one, other, {.leaving = true}).ok() == follows, one.name);
+    CHECK_MESSAGE(
+        one_set(one, other, {.arriving = true}).ok() == (one.change != Change::kBeforeIncoming),
+        one.name);
+    CHECK(one_set(one, json_of(default_of(one)), {.leaving = true, .arriving = true}).ok());
+  }
+}
+
+TEST_CASE("a parameter that cannot change now is named with what to do instead") {
+  const auto* passes = runtime::find_parameter("x-towline-passes");
+  CHECK(refusal(one_set(*passes, 3, {.leaving = true})) ==
+        "Parameter 'x-towline-passes' cannot change while a migration runs; set it before "
+        "'migrate' ('max-bandwidth' and 'max-postcopy-bandwidth' can)");
+  const auto* reserve = runtime::find_parameter("x-towline-memory-reserve");
+  CHECK(refusal(one_set(*reserve, 3, {.arriving = true})) ==
+        "Parameter 'x-towline-memory-reserve' cannot change once this machine waits for a guest; "
+        "set it before 'migrate-incoming' (start the machine with --incoming defer)");
+}
+
+TEST_CASE("addresses and page servers that cannot be are named with the parameter and the forms") {
+  const std::string address = refusal(parameters(R"({"x-towline-alternates": ["tcp:a:1", "b"]})"));
+  CHECK(has(address, "Parameter 'x-towline-alternates': "));
+  CHECK(has(address, "tcp:HOST:PORT"));
+  const std::string server = refusal(parameters(R"({"x-towline-page-server": "mine"})"));
+  CHECK(has(server, "Parameter 'x-towline-page-server': "));
+  CHECK(has(server, "'mine'"));
+  CHECK(has(server, "unix:PATH"));
 }
 
 TEST_CASE("parameters of QEMU that are not built are refused with what to do instead") {
@@ -180,9 +269,9 @@ TEST_CASE("parameters of QEMU that are not built are refused with what to do ins
 TEST_CASE("one bad parameter leaves the others as they were") {
   MigrationSettings settings;
   const Json json = parsed(R"({"max-bandwidth": 1, "nosuch": 2})");
-  CHECK_FALSE(with_parameters(settings, &json, false).ok());
-  CHECK(settings.max_bandwidth == 128U << 20U);
-  CHECK(with_parameters(settings, nullptr, false).ok());
+  CHECK_FALSE(with_parameters(settings, &json, {}).ok());
+  CHECK(settings.options.max_bandwidth == 128U << 20U);
+  CHECK(with_parameters(settings, nullptr, {}).ok());
 }
 
 TEST_CASE("post-copy is meant by the capability or by a switch without an order, else refused") {
@@ -218,10 +307,9 @@ TEST_CASE("who turns the capability off takes back the switch that was set with 
 }
 
 TEST_CASE("a downtime limit of zero asks for a switch without any dirty page") {
-  MigrationSettings settings;
-  CHECK(options_for(settings).switch_page_budget == 300);
-  settings.downtime_limit_ms = 0;
-  CHECK(options_for(settings).switch_page_budget == 0);
+  CHECK(MigrationSettings{}.options.switch_page_budget == 300);
+  CHECK(parameters(R"({"downtime-limit": 0})").value().options.switch_page_budget == 0);
+  CHECK(parameters(R"({"downtime-limit": 1})").value().options.switch_page_budget == 300);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "vmm/monitor/monitor.h"
 
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -20,7 +21,7 @@ struct Watched {
       guest.state = vmm::RunState::kInmigrate;
     }
     monitor = std::make_unique<Monitor>(Monitor::Parts{*loop, guest, factory, machine_events},
-                                        MigrationConfig{incoming, std::nullopt, false},
+                                        MigrationConfig{.incoming = incoming},
                                         [this](Exit how) { exits.push_back(how); });
     REQUIRE(monitor->listen_qmp(folder.file("qmp"), true).ok());
     client = std::make_unique<Client>(*loop, folder.file("qmp"));
@@ -112,6 +113,52 @@ TEST_CASE("a status told twice is an event once") {
   watched.out().becomes(MigrationStatus::kActive);
   watched.out().becomes(MigrationStatus::kActive);
   CHECK(watched.client->heard() == Heard{"MIGRATIONsetup", "MIGRATIONactive"});
+}
+
+TEST_CASE("a migration that never began announces nothing, at either end") {
+  for (const bool incoming : {false, true}) {
+    Watched watched(incoming);
+    watched.factory.refusal = "no";
+    watched.good("migrate-set-capabilities",
+                 R"({"capabilities": [{"capability": "postcopy-ram", "state": true},
+                                      {"capability": "events", "state": true}]})");
+    const std::string uri = R"({"uri": "tcp:127.0.0.1:4444"})";
+    CHECK(watched.bad(incoming ? "migrate-incoming" : "migrate", uri) == "no");
+    CHECK(watched.client->heard().empty());
+    watched.factory.refusal = "";
+    watched.good(incoming ? "migrate-incoming" : "migrate", uri);
+    CHECK(watched.client->heard() == Heard{"MIGRATIONsetup"});
+  }
+}
+
+TEST_CASE("the end of one migration is told before the beginning of the next, also if refused") {
+  Watched watched;
+  watched.start(true);
+  watched.client->heard();
+  watched.client->events.clear();
+  watched.out().becomes(MigrationStatus::kFailed);
+  watched.factory.refusal = "no";
+  CHECK(watched.bad("migrate", R"({"uri": "tcp:127.0.0.1:4444"})") == "no");
+  watched.factory.refusal = "";
+  watched.good("migrate", R"({"uri": "tcp:127.0.0.1:4444"})");
+  CHECK(watched.client->heard() == Heard{"MIGRATIONfailed", "MIGRATIONsetup"});
+}
+
+TEST_CASE("what a migration's threads say is told on the loop, and nothing after the monitor") {
+  Watched watched;
+  watched.start(true);
+  watched.client->heard();
+  auto& observer = *watched.out().observer;
+  std::thread([&] {
+    observer.on_pass(1);
+    observer.on_status(MigrationStatus::kActive);
+  }).join();
+  CHECK(watched.client->heard() == Heard{"MIGRATIONsetup", "MIGRATION_PASS", "MIGRATIONactive"});
+  observer.on_status(MigrationStatus::kFailed);
+  watched.out().report.status = MigrationStatus::kFailed;
+  watched.monitor.reset();
+  run_posted(*watched.loop);
+  CHECK(watched.exits.empty());
 }
 
 TEST_CASE("a guest that switches itself off ends the process, with its own event") {

@@ -6,6 +6,7 @@
 #include <list>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -78,6 +79,22 @@ TEST_CASE("a client that has ended its side still gets all its answers") {
     ++lines;
   }
   CHECK(lines == 3);
+}
+
+TEST_CASE("what a client sent before it went is obeyed, though no answer reaches it") {
+  Served served;
+  Client goes = served.client();
+  goes.ready();
+  goes.send(kStatus);
+  ::shutdown(goes.fd(), SHUT_RD);
+  run_posted(*served.desk.loop);
+  Client::turn(*served.desk.loop);  // The answer cannot be sent.
+  goes.send(R"({"execute": "stop"})");
+  goes.close();
+  Client::turn(*served.desk.loop);
+  Client stays = served.client();
+  stays.ready();
+  CHECK(served.desk.guest.orders == std::vector<std::string>{"stop"});
 }
 
 TEST_CASE("a client that does not read is dropped, and no other waits for it") {

@@ -1,4 +1,4 @@
-#include "vmm/monitor/arguments.h"
+#include "vmm/monitor/command_arguments.h"
 
 #include <algorithm>
 #include <utility>
@@ -27,12 +27,12 @@ base::Err<base::Error> not_accepted(std::string_view name, std::string_view valu
   return refuse(fmt::format("Parameter '{}' does not accept value '{}'", name, value));
 }
 
-const Json* Arguments::take(std::string_view name) {
+const Json* CommandArguments::take(std::string_view name) {
   known_.push_back(name);
   return object_ == nullptr ? nullptr : object_->find(name);
 }
 
-base::Expected<std::string> Arguments::text(std::string_view name) {
+base::Expected<std::string> CommandArguments::text(std::string_view name) {
   auto value = TRY(optional_text(name));
   if (!value) {
     return missing(name);
@@ -40,7 +40,7 @@ base::Expected<std::string> Arguments::text(std::string_view name) {
   return std::move(*value);
 }
 
-base::Expected<std::optional<std::string>> Arguments::optional_text(std::string_view name) {
+base::Expected<std::optional<std::string>> CommandArguments::optional_text(std::string_view name) {
   const Json* value = take(name);
   if (value == nullptr) {
     return std::optional<std::string>();
@@ -51,7 +51,7 @@ base::Expected<std::optional<std::string>> Arguments::optional_text(std::string_
   return std::optional(*value->text());
 }
 
-base::Expected<std::optional<bool>> Arguments::optional_boolean(std::string_view name) {
+base::Expected<std::optional<bool>> CommandArguments::optional_boolean(std::string_view name) {
   const Json* value = take(name);
   if (value == nullptr) {
     return std::optional<bool>();
@@ -62,7 +62,7 @@ base::Expected<std::optional<bool>> Arguments::optional_boolean(std::string_view
   return value->boolean();
 }
 
-base::Expected<const Json*> Arguments::array(std::string_view name) {
+base::Expected<const Json*> CommandArguments::array(std::string_view name) {
   const Json* value = TRY(optional_array(name));
   if (value == nullptr) {
     return missing(name);
@@ -70,7 +70,7 @@ base::Expected<const Json*> Arguments::array(std::string_view name) {
   return value;
 }
 
-base::Expected<const Json*> Arguments::optional_array(std::string_view name) {
+base::Expected<const Json*> CommandArguments::optional_array(std::string_view name) {
   const Json* value = take(name);
   if (value != nullptr && value->items() == nullptr) {
     return wrong_type(name, "array");
@@ -78,7 +78,7 @@ base::Expected<const Json*> Arguments::optional_array(std::string_view name) {
   return value;
 }
 
-base::Outcome Arguments::finish() const {
+base::Outcome CommandArguments::finish() const {
   if (object_ != nullptr) {
     for (const auto& member : *object_->members()) {
       if (std::find(known_.begin(), known_.end(), member.name) == known_.end()) {

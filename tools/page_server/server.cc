@@ -1,4 +1,4 @@
-#include "tools/page_server/standby.h"
+#include "tools/page_server/server.h"
 
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -104,11 +104,17 @@ std::string ended(std::int64_t pid) {
 
 // ---- who comes ---------------------------------------------------------------------------------
 
-Standby::~Standby() {
+PageServer::PageServer(const Parts& parts, bool daemon) : parts_(parts), daemon_(daemon) {
+  // Behind whatever the monitor does with that status.
+  parts_.guest.tell(
+      [this](MigrationStatus status) { parts_.loop.post([this, status] { on_status(status); }); });
+}
+
+PageServer::~PageServer() {
   close();
 }
 
-void Standby::close() {
+void PageServer::close() {
   if (listener_.valid() && is_socket(path_)) {
     ::unlink(path_.c_str());
   }
@@ -116,7 +122,7 @@ void Standby::close() {
   listener_.reset();
 }
 
-Outcome Standby::listen(const std::string& path) {
+Outcome PageServer::listen(const std::string& path) {
   const sockaddr_un address = TRY(address_of(path));
   if (is_socket(path)) {
     if (somebody_answers(address)) {
@@ -148,7 +154,7 @@ Outcome Standby::listen(const std::string& path) {
   return base::Done{};
 }
 
-void Standby::serve(OwnedFd socket) {
+void PageServer::serve(OwnedFd socket) {
   auto visitor = std::make_unique<Visitor>();
   visitor->socket = std::move(socket);
   visitor->readable = parts_.loop.on_readable(visitor->socket.get(),
@@ -156,7 +162,7 @@ void Standby::serve(OwnedFd socket) {
   visitors_.push_back(std::move(visitor));
 }
 
-void Standby::on_readable(Visitor* visitor) {
+void PageServer::on_readable(Visitor* visitor) {
   if (visitor == source_) {
     return answer(visitor);
   }
@@ -188,7 +194,7 @@ void Standby::on_readable(Visitor* visitor) {
 }
 
 // A source says nothing but pings after its handover: more of it is as good as its end.
-void Standby::answer(Visitor* visitor) {
+void PageServer::answer(Visitor* visitor) {
   const auto ping = runtime::receive_ping(visitor->socket.get());
   if (!ping.ok() && ping.error().errno_value == EAGAIN) {
     return;
@@ -200,7 +206,7 @@ void Standby::answer(Visitor* visitor) {
   static_cast<void>(runtime::send_ping(visitor->socket.get(), *ping.value()));
 }
 
-void Standby::drop(Visitor* visitor) {
+void PageServer::drop(Visitor* visitor) {
   const bool was_source = visitor == source_;
   if (was_source) {
     source_ = nullptr;
@@ -216,7 +222,7 @@ void Standby::drop(Visitor* visitor) {
 
 // ---- what it gives -----------------------------------------------------------------------------
 
-Expected<Standby::Session> Standby::judge(int socket, runtime::Handover handover) const {
+Expected<PageServer::Session> PageServer::judge(int socket, runtime::Handover handover) const {
   const auto peer = TRY(runtime::trusted_peer(socket));
   if (peer.pid <= 0) {
     return fail(ErrorKind::kRefused, "page server",
@@ -235,7 +241,7 @@ Expected<Standby::Session> Standby::judge(int socket, runtime::Handover handover
   return session;
 }
 
-Expected<Standby::Session> Standby::session_of(runtime::Handover handover) const {
+Expected<PageServer::Session> PageServer::session_of(runtime::Handover handover) const {
   Session session;
   auto ledger = TRY(StandbyLedger::open(std::move(handover.ledger)));
   session.ledger = std::make_shared<StandbyLedger>(std::move(ledger));
@@ -252,7 +258,7 @@ Expected<Standby::Session> Standby::session_of(runtime::Handover handover) const
   return session;
 }
 
-Outcome Standby::take(Session session) {
+Outcome PageServer::take(Session session) {
   source_ = nullptr;  // An earlier connection of the same source: its end means nothing any more.
   session.kept_elsewhere =
       session.kept_elsewhere ||
@@ -268,7 +274,7 @@ Outcome Standby::take(Session session) {
   return base::Done{};
 }
 
-void Standby::keep_elsewhere() {
+void PageServer::keep_elsewhere() {
   if (!parts_.store.present() || session_->kept_elsewhere) {
     return;
   }
@@ -287,7 +293,7 @@ void Standby::keep_elsewhere() {
   }
 }
 
-Outcome Standby::restore(std::vector<KeptFd> kept) {
+Outcome PageServer::restore(std::vector<KeptFd> kept) {
   runtime::Handover handover;
   for (KeptFd& one : kept) {
     if (one.name == kLedgerName) {
@@ -318,13 +324,13 @@ Outcome Standby::restore(std::vector<KeptFd> kept) {
 // ---- when the source is gone -------------------------------------------------------------------
 
 // Nothing of a process that has ended can act any more, whoever may hold its connection.
-void Standby::on_source_ended() {
+void PageServer::on_source_ended() {
   session_->watch.reset();
   return source_ != nullptr ? drop(source_) : settle();
 }
 
 // A source that is stopped, or whose connection ended while it lives, is not gone.
-void Standby::settle() {
+void PageServer::settle() {
   if (!session_.has_value() || source_ != nullptr || machine_ != nullptr) {
     return;
   }
@@ -359,7 +365,7 @@ void Standby::settle() {
   }
 }
 
-Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership owner) {
+Outcome PageServer::inherit(const StandbyLedger::Words& words, runtime::Ownership owner) {
   if (!session_->claim.valid()) {
     session_->claim = TRY(session_->ledger->claim());
   }
@@ -368,9 +374,8 @@ Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership o
   machine_ =
       TRY(runtime::KeptMachine::create(session_->record, session_->files, std::move(state), owner));
   parts_.guest.hold(machine_.get(), session_->kept_elsewhere);
-  parts_.factory.hold({machine_.get(),
-                       {session_->ledger, session_->record.regions, session_->kept_elsewhere},
-                       tell_loop()});
+  parts_.factory.hold(
+      {machine_.get(), {session_->ledger, session_->record.regions, session_->kept_elsewhere}});
   if (owner == runtime::Ownership::kHere) {
     hold_parked();
     return base::Done{};
@@ -378,7 +383,7 @@ Outcome Standby::inherit(const StandbyLedger::Words& words, runtime::Ownership o
   return become_source(words);
 }
 
-Outcome Standby::become_source(const StandbyLedger::Words& words) {
+Outcome PageServer::become_source(const StandbyLedger::Words& words) {
   const runtime::StandbyRecord& record = session_->record;
   runtime::Uri target = record.target;
   if (const auto later = TRY(session_->ledger->address())) {
@@ -396,15 +401,14 @@ Outcome Standby::become_source(const StandbyLedger::Words& words) {
   legacy.kept_elsewhere = session_->kept_elsewhere;
   return parts_.monitor.adopt(
       [&](runtime::MigrationObserver& observer) -> Expected<std::unique_ptr<runtime::Outgoing>> {
-        tap_ = std::make_unique<StatusTap>(observer, tell_loop());
         auto driver =
-            std::make_unique<runtime::SourceDriver>(*machine_, target, record.options, *tap_);
+            std::make_unique<runtime::SourceDriver>(*machine_, target, record.options, observer);
         driver->begin_as_heir(std::move(legacy));
         return std::unique_ptr<runtime::Outgoing>(std::move(driver));
       });
 }
 
-void Standby::hold_parked() {
+void PageServer::hold_parked() {
   base::log_owner(
       LogLevel::kError, "page_server.keeps_the_guest source={} reason={} remedy={}",
       session_->source,
@@ -414,12 +418,7 @@ void Standby::hold_parked() {
       "'migrate' brings it to a new target");
 }
 
-StatusTap::Also Standby::tell_loop() {
-  return
-      [this](MigrationStatus status) { parts_.loop.post([this, status] { on_status(status); }); };
-}
-
-void Standby::on_status(MigrationStatus status) {
+void PageServer::on_status(MigrationStatus status) {
   if (machine_ == nullptr || !runtime::is_final(status)) {
     return;
   }
@@ -429,14 +428,14 @@ void Standby::on_status(MigrationStatus status) {
   hold_parked();  // The target never had the guest, and never will. The ledger says so already.
 }
 
-void Standby::finish() {
+void PageServer::finish() {
   base::say_on_output(fmt::format(
       "moved: the target has all of the guest's memory; its source, process {}, ended on the way\n",
       session_->source));
   forget("the target has all of the guest's memory");
 }
 
-void Standby::forget(const std::string& why) {
+void PageServer::forget(const std::string& why) {
   if (!why.empty()) {
     base::log(LogLevel::kInfo, "page_server.forgets reason={}", why);
   }

@@ -13,10 +13,10 @@ namespace towline::monitor {
 
 /// The arguments of one command. Each is asked for by name and type; finish() refuses what nobody
 /// asked for. Errors are worded as QEMU's, because managers show and match them.
-class Arguments {
+class CommandArguments {
  public:
   /// `object` may be null (no arguments) and outlives this.
-  explicit Arguments(const Json* object) : object_(object) {}
+  explicit CommandArguments(const Json* object) : object_(object) {}
 
   base::Expected<std::string> text(std::string_view name);
   base::Expected<std::optional<std::string>> optional_text(std::string_view name);

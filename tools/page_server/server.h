@@ -31,7 +31,7 @@
 namespace towline::tools {
 
 /// Threads: the loop's.
-class Standby {
+class PageServer {
  public:
   struct Parts {
     base::EventLoop& loop;
@@ -42,11 +42,11 @@ class Standby {
   };
 
   /// `daemon`: waits for a next source when one is done with.
-  Standby(const Parts& parts, bool daemon) : parts_(parts), daemon_(daemon) {}
+  PageServer(const Parts& parts, bool daemon);
 
-  Standby(const Standby&) = delete;
-  Standby& operator=(const Standby&) = delete;
-  ~Standby();
+  PageServer(const PageServer&) = delete;
+  PageServer& operator=(const PageServer&) = delete;
+  ~PageServer();
 
   /// Errors: kRefused: the path is taken.
   base::Outcome listen(const std::string& path);
@@ -90,7 +90,6 @@ class Standby {
   base::Outcome inherit(const runtime::StandbyLedger::Words& words, runtime::Ownership owner);
   base::Outcome become_source(const runtime::StandbyLedger::Words& words);
   void hold_parked();
-  [[nodiscard]] StatusTap::Also tell_loop();
   void on_status(runtime::MigrationStatus status);
   void finish();
   void forget(const std::string& why);
@@ -106,7 +105,6 @@ class Standby {
   std::optional<Session> session_;
   std::unique_ptr<base::EventLoop::Handle> retry_;
   std::unique_ptr<runtime::KeptMachine> machine_;
-  std::unique_ptr<StatusTap> tap_;
 };
 
 }  // namespace towline::tools
