@@ -26,7 +26,7 @@ PageRange rest(PageRange range, std::uint64_t done) {
 
 PageReceiver::PageReceiver(const MemoryLayout& layout, GuestPages& pages, PageMap& map,
                            RequestTable& requests, const base::Clock& clock,
-                           std::function<void(std::span<const PageIndex>)> ask)
+                           std::function<void()> ask)
     : layout_(layout),
       pages_(pages),
       map_(map),
@@ -131,7 +131,7 @@ bool PageReceiver::on_fault(PageIndex page) {
 bool PageReceiver::answer_fault(PageIndex page) {
   switch (map_.state(page)) {
     case PageState::kMissing:
-      return requests_.mark_asked(page);
+      return requests_.want(page);
     case PageState::kClaimed:
       // Its bytes are here and its holder, who looks into the request table after the map, wakes.
       return false;
@@ -246,9 +246,8 @@ void PageReceiver::finish(PageRange claimed, bool zero) {
 Outcome PageReceiver::give_up(PageRange claimed, base::Error reason) {
   map_.abandon(claimed);
   // Those who waited for this claim have sent no request, because one seemed needless.
-  const std::vector<PageIndex> unasked = requests_.ask_unasked(claimed);
-  if (!unasked.empty()) {
-    ask_(unasked);
+  if (requests_.want_range(claimed) != 0) {
+    ask_();
   }
   for (PageRange left = claimed; !left.empty(); left = rest(left, 1)) {
     const auto parked = requests_.take_parked(left.first);

@@ -169,11 +169,11 @@ Outcome TargetDriver::accept(const Description& description) {
           .replaced = [this](LaneName lane,
                              std::uint32_t attempt) { on_lane_replaced(lane, attempt); }});
   transfer->memory = TRY(TargetMemory::prepare(machine_.regions(), layout_));
-  Receivers& lanes = transfer->lanes;
-  const auto ask = [&lanes](std::span<const PageIndex> pages) { lanes.ask(pages); };
+  transfer->sender = TRY(RequestSender::start(transfer->requests));
+  const auto ask = [&sender = *transfer->sender] { sender.ask(); };
   transfer->receiver = std::make_unique<PageReceiver>(layout_, *transfer->memory, transfer->map,
                                                       transfer->requests, clock_, ask);
-  lanes.deliver_to(*transfer->receiver);
+  transfer->lanes.deliver_to(*transfer->receiver, *transfer->sender);
   transfer->faults = TRY(FaultService::start(
       *transfer->memory, *transfer->receiver, ask, [this](const std::string& reason) {
         base::log(LogLevel::kError, "fault.read_failed reason={}", reason);

@@ -218,7 +218,8 @@ bool TargetEnd::on_resume(Receivers& lanes) {
     step(TargetEvent::kResynced);
   }
   if (!world_.planted(Plant::kFaultNotAskedAgain)) {
-    ask(requests_.ask_all());
+    requests_.want_all();
+    ask_due();
   }
   if (lanes.all_pushed()) {
     sweep_more(lanes);

@@ -79,7 +79,8 @@ void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt)
   }
   asked_.clear();
   if (!world_.planted(Plant::kLaneNotAsked)) {
-    ask(requests_.ask_all());
+    requests_.want_all();
+    ask_due();
   }
   lanes.sweep_at = PageIndex{0};
   lanes.sweep_outstanding = 0;
