@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "runtime/core/page_receiver.h"
+#include "runtime/target/receivers.h"
 #include "tests/support/allocations.h"
 
 namespace towline::runtime {
@@ -248,6 +249,123 @@ TEST_CASE("what tl-fault does for a page allocates nothing") {
   CHECK(of_faults == 0);
   CHECK(of_this == 1);                                    // It does count.
   CHECK(target.sender->sent() < target.requests.size());  // The socket was full.
+}
+
+/// A source that answers each request before it reads the next one, and waits for whoever does not
+/// read its answers.
+class HonestSource {
+ public:
+  explicit HonestSource(std::unique_ptr<Lane> lane)
+      : lane_(std::move(lane)), thread_([this] { serve(); }) {}
+
+  HonestSource(const HonestSource&) = delete;
+  HonestSource& operator=(const HonestSource&) = delete;
+
+  ~HonestSource() {
+    lane_->shutdown();
+    thread_.join();
+  }
+
+ private:
+  void serve() {
+    while (const auto request = next_request(*lane_)) {
+      FrameHeader answer;
+      answer.type = FrameType::kPages;
+      answer.flags = static_cast<std::uint16_t>(wire::kFlagDemanded | request->flags);
+      answer.first = request->first;
+      answer.count = request->count;
+      answer.round = wire::kPostcopyRound;
+      const std::vector<std::byte> pages(request->count * base::kSmallPage.value, std::byte{7});
+      if (!lane_->send(answer, pages).ok()) {
+        return;
+      }
+    }
+  }
+
+  std::unique_ptr<Lane> lane_;
+  std::thread thread_;
+};
+
+/// A target in post-copy with its lanes' threads.
+struct LanesOfTarget : Target {
+  LanesOfTarget() {
+    lanes.deliver_to(*receiver, *sender);
+    lanes.open_postcopy();
+  }
+
+  void attach_urgent(std::unique_ptr<Lane> lane) {
+    REQUIRE(lanes.attach(std::move(lane), 0, 1).ok());
+  }
+
+  void wait_until_all_is_here() {
+    const base::Lock lock(mutex);
+    changed.wait(mutex, [this] { return map.missing().value == 0; });
+  }
+
+  void tell() {
+    const base::Lock lock(mutex);
+    changed.notify_all();
+  }
+
+  base::Mutex mutex;
+  base::Condition changed;
+  bool broken GUARDED_BY(mutex) = false;
+  Receivers lanes{
+      layout,
+      map,
+      1,
+      1,
+      {.progress = [this] { tell(); },
+       .lost = [](const base::Error& /*reason*/) {},
+       .room = [] { return base::Outcome(base::Done{}); },
+       .wait_for_room = {},
+       .found_room = [] {},
+       .broken =
+           [this](LaneName /*lane*/, std::uint32_t /*attempt*/, const base::Error& /*reason*/) {
+             const base::Lock lock(mutex);
+             broken = true;
+             changed.notify_all();
+             return true;
+           },
+       .replaced =
+           [this](LaneName /*lane*/, std::uint32_t /*attempt*/) {
+             // As the driver does: on the thread that reads the answers.
+             lanes.ask_again();
+             lanes.sweep_again();
+           }}};
+};
+
+TEST_CASE("more pages wait than both sockets take requests and answers: all of them come") {
+  LanesOfTarget target;
+  for (std::uint64_t page = 0; page < kPages; ++page) {
+    target.fault(page);
+  }
+  Ends ends = narrow_lane();
+  const HonestSource source(std::move(ends.source));
+  target.attach_urgent(std::move(ends.target));
+  target.wait_until_all_is_here();
+  CHECK(target.receiver->counters().installed == kPages);
+  target.lanes.shutdown();
+}
+
+TEST_CASE("a replaced urgent lane is asked for more than both sockets take: all of it comes") {
+  LanesOfTarget target;
+  Ends first = narrow_lane();
+  target.attach_urgent(std::move(first.target));
+  for (std::uint64_t page = 0; page < kPages; ++page) {
+    target.fault(page);
+  }
+  first.source->shutdown();
+  {
+    const base::Lock lock(target.mutex);
+    target.changed.wait(target.mutex, [&]() UNDER_LOCK { return target.broken; });
+  }
+  Ends second = narrow_lane();
+  const HonestSource source(std::move(second.source));
+  REQUIRE(target.lanes.replace(std::move(second.target), 0, 1, 1).ok());
+  target.wait_until_all_is_here();
+  CHECK(target.receiver->counters().installed == kPages);
+  target.lanes.shutdown();
 }
 
 }  // namespace
