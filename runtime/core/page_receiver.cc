@@ -59,7 +59,7 @@ Outcome PageReceiver::on_demanded(PageRange range, std::span<const std::byte> by
     const auto own = bytes.first(page_size);
     if (map_.claim_run(one(page)).value == 1) {
       TRY(settle(one(page), own));
-    } else if (map_.state(page) == PageState::kClaimed) {
+    } else if (is_claimed(map_.state(page))) {
       TRY(keep_for_later(page, own));
     } else {
       // Here already, or it holds zeros: whoever waits looks again and finds it.
@@ -133,6 +133,8 @@ bool PageReceiver::answer_fault(PageIndex page) {
     case PageState::kMissing:
       return requests_.want(page);
     case PageState::kClaimed:
+    case PageState::kClaimedStale:
+    case PageState::kClaimedZero:
       // Its bytes are here and its holder, who looks into the request table after the map, wakes.
       return false;
     case PageState::kInstalled: {

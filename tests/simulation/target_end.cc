@@ -93,11 +93,11 @@ Task TargetEnd::faults() {
     });
     bool due = false;
     for (const PageIndex page : guest_.read_faults(world_.random.between(1, 4))) {
-      if (world_.planted(Plant::kFaultDropped) && map_.state(page) == PageState::kClaimed) {
+      if (world_.planted(Plant::kFaultDropped) && is_claimed(map_.state(page))) {
         continue;
       }
       world_.preempt();
-      if (map_.state(page) == PageState::kClaimed) {
+      if (is_claimed(map_.state(page))) {
         world_.saw("a fault on a claimed page");
       }
       due = receiver_.on_fault(page) || due;

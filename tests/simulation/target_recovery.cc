@@ -165,7 +165,7 @@ Task TargetEnd::control_again(Receivers& lanes, Receivers& before) {
 
 void TargetEnd::reset_claims() {
   for (PageIndex page{0}; page.value < map_.pages().value; ++page.value) {
-    if (map_.state(page) == PageState::kClaimed) {
+    if (is_claimed(map_.state(page))) {
       map_.abandon({page, PageCount{1}});
     }
   }

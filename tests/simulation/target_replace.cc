@@ -69,7 +69,7 @@ void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt)
     if (!world_.planted(Plant::kLaneMissingEarly)) {
       world_.being_installed.clear();
       for (PageIndex page{0}; page.value < map_.pages().value; ++page.value) {
-        if (map_.state(page) == runtime::PageState::kClaimed) {
+        if (is_claimed(map_.state(page))) {
           world_.being_installed.insert(page.value);
         }
       }

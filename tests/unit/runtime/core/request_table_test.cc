@@ -297,6 +297,8 @@ class Duel {
         asked_ = table_.want(kPage) || asked_;
         break;
       case PageState::kClaimed:
+      case PageState::kClaimedStale:
+      case PageState::kClaimedZero:
         break;  // Whoever holds the claim sees the request when it ends.
     }
   }
