@@ -55,9 +55,7 @@ base::Expected<std::unique_ptr<TargetDriver>> TargetDriver::listen(Machine& mach
                                                                    const MigrationOptions& options,
                                                                    MigrationObserver& observer) {
   // Asked now, so that a host that cannot do it says so before any guest depends on it.
-  if (!uffd::capabilities().ok()) {
-    return base::Err{uffd::capabilities().error()};
-  }
+  TRY(uffd::capabilities());
   std::unique_ptr<TargetDriver> made(new TargetDriver(machine, options, observer));
   TargetDriver* self = made.get();
   Listener::Callbacks callbacks{
