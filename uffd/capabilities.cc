@@ -43,8 +43,17 @@ OwnedFd open_by_system_call(const Doors& doors) {
   return OwnedFd(static_cast<int>(::syscall(SYS_userfaultfd, kDescriptorFlags)));
 }
 
-bool has_pagemap_scan() {
+// Of this moment, and no answer to what was asked.
+bool means_full(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
+Expected<bool> has_pagemap_scan() {
   const OwnedFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid() && means_full(errno)) {
+    return fail_errno(ErrorKind::kOverloaded, "open /proc/self/pagemap",
+                      "no further file can be opened; raise the limit on open files");
+  }
   if (!pagemap.valid()) {
     return false;
   }
@@ -78,7 +87,8 @@ Expected<RawDescriptor> open_descriptor(const Doors& doors) {
     return RawDescriptor{std::move(fd), Door::kSystemCall};
   }
   const int call_errno = errno;
-  if (call_errno == EMFILE || call_errno == ENFILE || call_errno == ENOMEM) {
+  // The call says that it is not permitted before it looks for a free descriptor.
+  if (means_full(call_errno) || means_full(device_errno)) {
     return fail_errno(ErrorKind::kOverloaded, "userfaultfd",
                       "no further userfaultfd can be opened; raise the limit on open files");
   }
@@ -101,12 +111,20 @@ Expected<Capabilities> probe(const Doors& doors) {
     return fail_errno(ErrorKind::kUnsupported, "UFFDIO_API",
                       "this kernel speaks another userfaultfd");
   }
-  return Capabilities{FeatureSet{api.features}, raw.door, has_pagemap_scan()};
+  return Capabilities{FeatureSet{api.features}, raw.door, TRY(has_pagemap_scan())};
 }
 
-const Expected<Capabilities>& capabilities() {
-  static const Expected<Capabilities> once = probe();
-  return once;
+Expected<Capabilities> CapabilityMemory::ask(const Doors& doors) {
+  const base::Lock lock(mutex_);
+  if (!known_.has_value()) {
+    known_ = TRY(probe(doors));
+  }
+  return *known_;
+}
+
+Expected<Capabilities> capabilities() {
+  static CapabilityMemory memory;
+  return memory.ask();
 }
 
 }  // namespace towline::uffd

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "base/sync.h"
 
 namespace towline::uffd {
 
@@ -70,7 +72,8 @@ struct RawDescriptor {
 /// faults on guest memory come from kernel mode and would fail with EFAULT.
 ///
 /// Errors: kUnsupported when neither door opens; `detail` names the three ways to be let in, or
-///         says that this kernel has no userfaultfd.
+///         says that this kernel has no userfaultfd. kOverloaded when there are no descriptors
+///         or no memory for one.
 /// Source: userfaultfd(2).
 base::Expected<RawDescriptor> open_descriptor(const Doors& doors = {});
 
@@ -89,7 +92,21 @@ struct Capabilities {
 /// Asks now. Errors: as open_descriptor().
 base::Expected<Capabilities> probe(const Doors& doors = {});
 
-/// The answer of one probe() for the life of this process. Threads: any.
-const base::Expected<Capabilities>& capabilities();
+/// Remembers what a kernel can do once it was told. A failure is not remembered: descriptors are
+/// closed again, and permissions are given, while the process lives.
+///
+/// Threads: any.
+class CapabilityMemory {
+ public:
+  /// Errors: as probe(), of this call.
+  base::Expected<Capabilities> ask(const Doors& doors = {}) EXCLUDES(mutex_);
+
+ private:
+  base::Mutex mutex_;
+  std::optional<Capabilities> known_ GUARDED_BY(mutex_);
+};
+
+/// As probe(), with the memory of this process. Threads: any.
+base::Expected<Capabilities> capabilities();
 
 }  // namespace towline::uffd

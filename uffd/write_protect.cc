@@ -27,11 +27,8 @@ constexpr int kMostAttempts = 16;       // As in installer.cc.
 }  // namespace
 
 Expected<WriteTracker> WriteTracker::start(HostAddress start, Bytes length, Backing backing) {
-  const Expected<Capabilities>& can = capabilities();
-  if (!can.ok()) {
-    return base::Err{can.error()};
-  }
-  if (!can.value().tracks_writes()) {
+  const Capabilities can = TRY(capabilities());
+  if (!can.tracks_writes()) {
     return fail(ErrorKind::kUnsupported, "PAGEMAP_SCAN",
                 "tracking writes without faults needs Linux 6.7; use KVM's dirty log");
   }

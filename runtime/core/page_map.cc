@@ -9,15 +9,11 @@
 namespace towline::runtime {
 namespace {
 
-// One nibble a page: bits 0 and 1 the state, bit 2 stale, bit 3 says that the claim was taken of a
-// zero page. Both bits on a claimed page: poisoned, because a claim of a zero page that goes stale
-// loses bit 3. Masks below select nibbles by their lowest bit and are widened with all_bits().
+// One nibble a page, which holds its state. Sets of a word's pages are by the lowest bit of each
+// page's nibble ("lows"), and are widened with all_bits().
 constexpr std::uint64_t kPagesInWord = 16;
 constexpr std::uint64_t kBits = 4;
 constexpr std::uint64_t kLowBits = 0x1111111111111111U;
-constexpr std::uint64_t kStateBits = 0x3;
-constexpr std::uint64_t kStaleShift = 2;
-constexpr std::uint64_t kFromZeroShift = 3;
 
 // Counters are corrected once per so many pages: they may be too large by that much for a moment,
 // never too small, and a range of 64 GiB does not pay for a shared counter at every word.
@@ -36,25 +32,39 @@ std::uint64_t count_lows(std::uint64_t lows) {
   return static_cast<std::uint64_t>(std::popcount(lows));
 }
 
-/// Of the pages in `lows`, those whose state is `state`.
-std::uint64_t in_state(std::uint64_t word, std::uint64_t lows, PageState state) {
-  const std::uint64_t other = word ^ (kLowBits * state_bits(state));
-  return lows & ~(other | (other >> 1U));
+/// Of the pages in `lows`, those whose state is `state`. Bit by bit, so that several states of one
+/// word share most of the work. (The highest bit of a nibble is never set.)
+constexpr std::uint64_t in_state(std::uint64_t word, std::uint64_t lows, PageState state) {
+  const std::uint64_t wanted = state_bits(state);
+  lows &= (wanted & 1U) != 0 ? word : ~word;
+  lows &= (wanted & 2U) != 0 ? word >> 1U : ~(word >> 1U);
+  return lows & ((wanted & 4U) != 0 ? word >> 2U : ~(word >> 2U));
 }
 
-/// Of the pages in `lows`, the poisoned ones.
-std::uint64_t poisoned_of(std::uint64_t word, std::uint64_t lows) {
-  return in_state(word, lows, PageState::kClaimed) & (word >> kStaleShift) &
-         (word >> kFromZeroShift);
+struct Stepped {
+  std::uint64_t word = 0;
+  std::uint64_t moved = 0;  ///< The pages for which there was a rule.
+};
+
+template <PageEvent event, std::size_t index>
+constexpr void take_rule(std::uint64_t word, std::uint64_t lows, Stepped& stepped) {
+  constexpr PageRule kRule = kPageRules[index];
+  if constexpr (kRule.on == event) {
+    const std::uint64_t pages = in_state(word, lows, kRule.from);
+    stepped.word ^= pages * (state_bits(kRule.from) ^ state_bits(kRule.to));
+    stepped.moved |= pages;
+  }
 }
 
-/// Of the pages in `lows`, those that somebody brings.
-std::uint64_t held_of(std::uint64_t word, std::uint64_t lows) {
-  return in_state(word, lows, PageState::kClaimed) & ~poisoned_of(word, lows);
-}
-
-std::uint64_t with_state(std::uint64_t word, std::uint64_t lows, PageState state) {
-  return (word & ~all_bits(lows)) | (lows * state_bits(state));
+/// The table, for all of `lows` at once.
+template <PageEvent event>
+constexpr Stepped step_word(std::uint64_t word, std::uint64_t lows) {
+  Stepped stepped{word, 0};
+  [&]<std::size_t... index>(std::index_sequence<index...>) {
+    (take_rule<event, index>(word, lows, stepped), ...);
+  }
+  (std::make_index_sequence<kPageRules.size()>());
+  return stepped;
 }
 
 /// One word's share of a range.
@@ -149,14 +159,18 @@ std::string_view to_string(PageState state) {
   switch (state) {
     case PageState::kMissing:
       return "missing";
-    case PageState::kClaimed:
-      return "claimed";
     case PageState::kInstalled:
       return "installed";
     case PageState::kZero:
       return "zero";
     case PageState::kPoisoned:
       return "poisoned";
+    case PageState::kClaimed:
+      return "claimed";
+    case PageState::kClaimedStale:
+      return "claimed-stale";
+    case PageState::kClaimedZero:
+      return "claimed-zero";
   }
   __builtin_unreachable();
 }
@@ -175,17 +189,7 @@ void PageMap::check(base::PageRange range) const {
 PageState PageMap::state(base::PageIndex page) const {
   check({page, base::PageCount{1}});
   const std::uint64_t word = words_[page.value / kPagesInWord].load();
-  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kPagesInWord));
-  return poisoned_of(word, low) != 0
-             ? PageState::kPoisoned
-             : static_cast<PageState>((word >> (kBits * (page.value % kPagesInWord))) & kStateBits);
-}
-
-bool PageMap::stale(base::PageIndex page) const {
-  check({page, base::PageCount{1}});
-  const std::uint64_t word = words_[page.value / kPagesInWord].load();
-  const std::uint64_t low = std::uint64_t{1} << (kBits * (page.value % kPagesInWord));
-  return (low & (word >> kStaleShift) & ~poisoned_of(word, low)) != 0;
+  return static_cast<PageState>((word >> (kBits * (page.value % kPagesInWord))) & 0xfU);
 }
 
 base::PageCount PageMap::claim_run(base::PageRange range) {
@@ -214,7 +218,7 @@ std::uint64_t PageMap::claim_head(std::uint64_t index, std::uint64_t lows) {
     // The pages below the first one that is not missing.
     const std::uint64_t head = others == 0 ? lows : lows & ((others & -others) - 1);
     if (head == 0 ||
-        word.compare_exchange_weak(seen, with_state(seen, head, PageState::kClaimed))) {
+        word.compare_exchange_weak(seen, step_word<PageEvent::kClaim>(seen, head).word)) {
       return count_lows(head);
     }
   }
@@ -225,81 +229,79 @@ bool PageMap::claim_zero(base::PageIndex page) {
   const Piece piece = piece_of(page.value, page.value + 1);
   ++claimed_;
   std::uint64_t seen = words_[piece.word].load();
-  while (in_state(seen, piece.lows, PageState::kZero) != 0) {
-    const std::uint64_t claimed =
-        with_state(seen, piece.lows, PageState::kClaimed) | (piece.lows << kFromZeroShift);
-    if (words_[piece.word].compare_exchange_weak(seen, claimed)) {
+  while (true) {
+    const Stepped stepped = step_word<PageEvent::kClaimZero>(seen, piece.lows);
+    if (stepped.moved == 0) {
+      --claimed_;
+      return false;
+    }
+    if (words_[piece.word].compare_exchange_weak(seen, stepped.word)) {
       --zero_;
       return true;
     }
   }
-  --claimed_;
-  return false;
 }
 
 void PageMap::finish_installed(base::PageRange range, std::vector<base::PageIndex>& went_stale) {
-  finish(range, PageState::kInstalled, went_stale);
+  finish<PageEvent::kFinishInstalled>(range, went_stale);
 }
 
 void PageMap::finish_zero(base::PageRange range, std::vector<base::PageIndex>& went_stale) {
-  finish(range, PageState::kZero, went_stale);
+  finish<PageEvent::kFinishZero>(range, went_stale);
 }
 
-void PageMap::finish(base::PageRange range, PageState as,
-                     std::vector<base::PageIndex>& went_stale) {
+template <PageEvent event>
+void PageMap::finish(base::PageRange range, std::vector<base::PageIndex>& went_stale) {
   check(range);
-  std::uint64_t held_before = 0;  // Pages whose claim did not count as missing.
-  std::uint64_t stale_before = 0;
+  std::uint64_t of_zero = 0;  // Pages whose claim did not count as missing.
+  std::uint64_t stale = 0;
   for_each_piece(range, [&](const Piece& piece) {
     std::uint64_t seen = words_[piece.word].load();
-    std::uint64_t stale = 0;
+    Stepped stepped;
     do {
-      ENSURE(held_of(seen, piece.lows) == piece.lows,
-             "only the holder of a claim ends it, and ends it once");
-      stale = piece.lows & (seen >> kStaleShift);
-    } while (!words_[piece.word].compare_exchange_weak(
-        seen, with_state(with_state(seen, piece.lows, as), stale, PageState::kMissing)));
-    held_before += count_lows(piece.lows & (seen >> kFromZeroShift));
-    stale_before += count_lows(stale);
-    append_pages(piece, stale, went_stale);
+      stepped = step_word<event>(seen, piece.lows);
+      ENSURE(stepped.moved == piece.lows, "only the holder of a claim ends it, and ends it once");
+    } while (!words_[piece.word].compare_exchange_weak(seen, stepped.word));
+    of_zero += count_lows(in_state(seen, piece.lows, PageState::kClaimedZero));
+    const std::uint64_t stale_here = in_state(seen, piece.lows, PageState::kClaimedStale);
+    stale += count_lows(stale_here);
+    append_pages(piece, stale_here, went_stale);
     return true;
   });
-  if (as == PageState::kZero) {
-    zero_ += range.count.value - stale_before;
+  if constexpr (event == PageEvent::kFinishZero) {
+    zero_ += range.count.value - stale;
   }
   claimed_ -= range.count.value;
-  missing_ -= range.count.value - stale_before - held_before;
+  missing_ -= range.count.value - stale - of_zero;
 }
 
 void PageMap::abandon(base::PageRange range) {
   check(range);
-  std::uint64_t back_to_zero = 0;
+  std::uint64_t of_zero = 0;
   for_each_piece(range, [&](const Piece& piece) {
     std::uint64_t seen = words_[piece.word].load();
-    std::uint64_t zero = 0;
+    Stepped stepped;
     do {
-      ENSURE(held_of(seen, piece.lows) == piece.lows,
-             "only the holder of a claim ends it, and ends it once");
-      zero = piece.lows & (seen >> kFromZeroShift);
-    } while (!words_[piece.word].compare_exchange_weak(
-        seen,
-        with_state(with_state(seen, piece.lows, PageState::kMissing), zero, PageState::kZero)));
-    back_to_zero += count_lows(zero);
+      stepped = step_word<PageEvent::kAbandon>(seen, piece.lows);
+      ENSURE(stepped.moved == piece.lows, "only the holder of a claim ends it, and ends it once");
+    } while (!words_[piece.word].compare_exchange_weak(seen, stepped.word));
+    of_zero += count_lows(in_state(seen, piece.lows, PageState::kClaimedZero));
     return true;
   });
-  zero_ += back_to_zero;
+  zero_ += of_zero;
   claimed_ -= range.count.value;
 }
 
 void PageMap::finish_poisoned(base::PageRange range) {
   check(range);
   for_each_piece(range, [&](const Piece& piece) {
-    const std::uint64_t marks = (piece.lows << kStaleShift) | (piece.lows << kFromZeroShift);
     std::uint64_t seen = words_[piece.word].load();
+    Stepped stepped;
     do {
-      ENSURE(held_of(seen, piece.lows) == piece.lows && (seen & marks) == 0,
+      stepped = step_word<PageEvent::kFinishPoisoned>(seen, piece.lows);
+      ENSURE(stepped.moved == piece.lows,
              "only missing pages that cannot go stale are poisoned, by the holder of their claim");
-    } while (!words_[piece.word].compare_exchange_weak(seen, seen | marks));
+    } while (!words_[piece.word].compare_exchange_weak(seen, stepped.word));
     return true;
   });
   poisoned_ += range.count.value;
@@ -312,39 +314,30 @@ void PageMap::mark_stale(base::PageRange range, const std::function<void(base::P
   Runs unmapped(zap);
   for_each_chunk(range, [&](base::PageRange chunk) {
     missing_ += chunk.count.value;
-    std::uint64_t now_missing = 0;
+    std::uint64_t now_missing = 0;  // That did not count as missing before.
     for_each_piece(chunk, [&](const Piece& piece) {
-      const Staled staled = stale_word(piece.word, piece.lows);
-      now_missing += count_lows(staled.newly_missing);
-      unmapped.add(piece, staled.installed);
+      std::uint64_t seen = words_[piece.word].load();
+      Stepped stepped;
+      do {
+        stepped = step_word<PageEvent::kMarkStale>(seen, piece.lows);
+        if (stepped.moved == 0) {
+          return true;
+        }
+      } while (!words_[piece.word].compare_exchange_weak(seen, stepped.word));
+      const std::uint64_t installed = in_state(seen, piece.lows, PageState::kInstalled);
+      const std::uint64_t zero = in_state(seen, piece.lows, PageState::kZero);
+      const std::uint64_t of_zero = in_state(seen, piece.lows, PageState::kClaimedZero);
+      if (zero != 0) {
+        zero_ -= count_lows(zero);
+      }
+      now_missing += count_lows(installed | zero | of_zero);
+      unmapped.add(piece, installed);
       return true;
     });
     missing_ -= chunk.count.value - now_missing;
     return true;
   });
   unmapped.flush();
-}
-
-PageMap::Staled PageMap::stale_word(std::uint64_t index, std::uint64_t lows) {
-  Word& word = words_[index];
-  std::uint64_t seen = word.load();
-  while (true) {
-    const std::uint64_t installed = in_state(seen, lows, PageState::kInstalled);
-    const std::uint64_t zero = in_state(seen, lows, PageState::kZero);
-    const std::uint64_t claimed = held_of(seen, lows);
-    const std::uint64_t from_zero = claimed & (seen >> kFromZeroShift);
-    if ((installed | zero | claimed) == 0) {
-      return {};
-    }
-    // A claim of a zero page becomes a claim like any other: its page is not here any more.
-    const std::uint64_t next =
-        (with_state(seen, installed | zero, PageState::kMissing) | (claimed << kStaleShift)) &
-        ~(from_zero << kFromZeroShift);
-    if (word.compare_exchange_weak(seen, next)) {
-      zero_ -= count_lows(zero);
-      return {installed, installed | zero | from_zero};
-    }
-  }
 }
 
 std::optional<base::PageRange> PageMap::next_missing(base::PageIndex from,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -12,24 +13,72 @@
 
 namespace towline::runtime {
 
-/// What the target knows of one page. Four bits a page with its marks: 128 KiB per GiB.
+/// What the target knows of one page. Four bits a page: 128 KiB per GiB of guest memory.
 enum class PageState : std::uint8_t {
-  kMissing = 0,    ///< Not here. The next touch must fetch it.
-  kClaimed = 1,    ///< Somebody is bringing it: only they may write its bytes or map it.
-  kInstalled = 2,  ///< Here; the guest may have seen it, so the migration never writes it again.
-  kZero = 3,       ///< Holds zeros, as a verified hole; the next touch is answered locally.
-  kPoisoned = 4,   ///< Lost with its source: every touch is an error. Final.
+  kMissing = 0,       ///< Not here. The next touch must fetch it.
+  kInstalled = 1,     ///< Here; the guest may have seen it, so the migration never writes it again.
+  kZero = 2,          ///< Holds zeros, as a verified hole; the next touch is answered locally.
+  kPoisoned = 3,      ///< Lost with its source: every touch is an error. Final.
+  kClaimed = 4,       ///< Somebody is bringing it: only they may write its bytes or map it.
+  kClaimedStale = 5,  ///< As kClaimed, but what they bring was written over at the source.
+  kClaimedZero = 6,   ///< As kClaimed, taken of a verified hole: the source has nothing to add.
 };
 
+/// The calls that change it.
+enum class PageEvent : std::uint8_t {
+  kClaim,            ///< claim_run()
+  kClaimZero,        ///< claim_zero()
+  kFinishInstalled,  ///< finish_installed()
+  kFinishZero,       ///< finish_zero()
+  kFinishPoisoned,   ///< finish_poisoned()
+  kAbandon,          ///< abandon()
+  kMarkStale,        ///< mark_stale()
+};
+
+struct PageRule {
+  PageState from;
+  PageEvent on;
+  PageState to;
+};
+
+/// Every change of a page. What is not listed leaves it as it is; to end a claim that has no rule
+/// here breaks an invariant.
+// clang-format off
+inline constexpr std::array kPageRules{
+    PageRule{PageState::kMissing,      PageEvent::kClaim,           PageState::kClaimed},
+    PageRule{PageState::kZero,         PageEvent::kClaimZero,       PageState::kClaimedZero},
+    PageRule{PageState::kClaimed,      PageEvent::kFinishInstalled, PageState::kInstalled},
+    PageRule{PageState::kClaimed,      PageEvent::kFinishZero,      PageState::kZero},
+    PageRule{PageState::kClaimed,      PageEvent::kFinishPoisoned,  PageState::kPoisoned},
+    PageRule{PageState::kClaimed,      PageEvent::kAbandon,         PageState::kMissing},
+    PageRule{PageState::kClaimed,      PageEvent::kMarkStale,       PageState::kClaimedStale},
+    PageRule{PageState::kClaimedZero,  PageEvent::kFinishInstalled, PageState::kInstalled},
+    PageRule{PageState::kClaimedZero,  PageEvent::kFinishZero,      PageState::kZero},
+    PageRule{PageState::kClaimedZero,  PageEvent::kAbandon,         PageState::kZero},
+    PageRule{PageState::kClaimedZero,  PageEvent::kMarkStale,       PageState::kClaimedStale},
+    PageRule{PageState::kClaimedStale, PageEvent::kFinishInstalled, PageState::kMissing},
+    PageRule{PageState::kClaimedStale, PageEvent::kFinishZero,      PageState::kMissing},
+    PageRule{PageState::kClaimedStale, PageEvent::kAbandon,         PageState::kMissing},
+    PageRule{PageState::kInstalled,    PageEvent::kMarkStale,       PageState::kMissing},
+    PageRule{PageState::kZero,         PageEvent::kMarkStale,       PageState::kMissing},
+};
+// clang-format on
+
 std::string_view to_string(PageState state);
+
+/// Somebody has the claim, of whatever kind.
+constexpr bool is_claimed(PageState state) {
+  return state == PageState::kClaimed || state == PageState::kClaimedStale ||
+         state == PageState::kClaimedZero;
+}
 
 /// The only code that changes a page's state at the target.
 ///
 /// Life of a page: missing → claimed → installed; or claimed → zero; or claimed → missing again
 /// when its bearer gives up. The claim is taken before the first byte may land in the alias and
 /// held until the page is mapped. Marking stale takes installed and zero pages back to missing
-/// while the guest still runs at the source; of a claimed page it sets the stale bit, and whoever
-/// holds the claim finds it when the claim ends.
+/// while the guest still runs at the source; a claimed page it makes claimed-stale, and whoever
+/// holds the claim finds that when the claim ends.
 ///
 /// Threads: any; lock-free. All orders are sequentially consistent, because the fault thread and
 /// the claim's holder each write one structure and read the other (request_table.h).
@@ -40,7 +89,6 @@ class PageMap {
   [[nodiscard]] base::PageCount pages() const { return pages_; }
 
   [[nodiscard]] PageState state(base::PageIndex page) const;
-  [[nodiscard]] bool stale(base::PageIndex page) const;
 
   /// Claims the longest head of `range` whose pages are missing. 0: the first one is not.
   [[nodiscard]] base::PageCount claim_run(base::PageRange range);
@@ -79,18 +127,12 @@ class PageMap {
   [[nodiscard]] base::PageCount poisoned() const;
 
  private:
-  using Word = std::atomic<std::uint64_t>;  // 16 pages, 4 bits each: state, stale, from-zero.
-
-  // Sets of pages of one word, by the lowest bit of each page's nibble.
-  struct Staled {
-    std::uint64_t installed = 0;
-    std::uint64_t newly_missing = 0;
-  };
+  using Word = std::atomic<std::uint64_t>;  // The states of 16 pages, 4 bits each.
 
   void check(base::PageRange range) const;
   std::uint64_t claim_head(std::uint64_t index, std::uint64_t lows);
-  void finish(base::PageRange range, PageState as, std::vector<base::PageIndex>& went_stale);
-  Staled stale_word(std::uint64_t index, std::uint64_t lows);
+  template <PageEvent event>
+  void finish(base::PageRange range, std::vector<base::PageIndex>& went_stale);
 
   base::PageCount pages_;
   std::unique_ptr<Word[]> words_;

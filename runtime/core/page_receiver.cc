@@ -26,7 +26,7 @@ PageRange rest(PageRange range, std::uint64_t done) {
 
 PageReceiver::PageReceiver(const MemoryLayout& layout, GuestPages& pages, PageMap& map,
                            RequestTable& requests, const base::Clock& clock,
-                           std::function<void(std::span<const PageIndex>)> ask)
+                           std::function<void()> ask)
     : layout_(layout),
       pages_(pages),
       map_(map),
@@ -59,7 +59,7 @@ Outcome PageReceiver::on_demanded(PageRange range, std::span<const std::byte> by
     const auto own = bytes.first(page_size);
     if (map_.claim_run(one(page)).value == 1) {
       TRY(settle(one(page), own));
-    } else if (map_.state(page) == PageState::kClaimed) {
+    } else if (is_claimed(map_.state(page))) {
       TRY(keep_for_later(page, own));
     } else {
       // Here already, or it holds zeros: whoever waits looks again and finds it.
@@ -131,8 +131,10 @@ bool PageReceiver::on_fault(PageIndex page) {
 bool PageReceiver::answer_fault(PageIndex page) {
   switch (map_.state(page)) {
     case PageState::kMissing:
-      return requests_.mark_asked(page);
+      return requests_.want(page);
     case PageState::kClaimed:
+    case PageState::kClaimedStale:
+    case PageState::kClaimedZero:
       // Its bytes are here and its holder, who looks into the request table after the map, wakes.
       return false;
     case PageState::kInstalled: {
@@ -246,9 +248,8 @@ void PageReceiver::finish(PageRange claimed, bool zero) {
 Outcome PageReceiver::give_up(PageRange claimed, base::Error reason) {
   map_.abandon(claimed);
   // Those who waited for this claim have sent no request, because one seemed needless.
-  const std::vector<PageIndex> unasked = requests_.ask_unasked(claimed);
-  if (!unasked.empty()) {
-    ask_(unasked);
+  if (requests_.want_range(claimed) != 0) {
+    ask_();
   }
   for (PageRange left = claimed; !left.empty(); left = rest(left, 1)) {
     const auto parked = requests_.take_parked(left.first);

@@ -27,9 +27,10 @@ namespace towline::runtime {
 /// Threads: any.
 class PageReceiver {
  public:
-  /// All references outlive this. `ask` requests pages from the source; it must not block.
+  /// All references outlive this. `ask` sends the requests that are due in `requests`; it must not
+  /// block.
   PageReceiver(const MemoryLayout& layout, GuestPages& pages, PageMap& map, RequestTable& requests,
-               const base::Clock& clock, std::function<void(std::span<const base::PageIndex>)> ask);
+               const base::Clock& clock, std::function<void()> ask);
 
   /// Pages that were sent because of their turn. Pages that are not missing are dropped.
   /// Errors: kOverloaded, kFailed: as GuestPages; the claims are given back.
@@ -51,7 +52,8 @@ class PageReceiver {
   base::Outcome poison_missing();
 
   /// The guest waits for `page`. The kernel's MISSING or MINOR is only a hint and is not asked for:
-  /// the page map alone decides. True: the caller requests the page from the source.
+  /// the page map alone decides. True: its request is due now, and the caller sees that it is sent.
+  /// Allocates nothing, but for the words of an error.
   [[nodiscard]] bool on_fault(base::PageIndex page);
 
   struct Counters {
@@ -80,7 +82,7 @@ class PageReceiver {
   PageMap& map_;
   RequestTable& requests_;
   const base::Clock& clock_;
-  std::function<void(std::span<const base::PageIndex>)> ask_;
+  std::function<void()> ask_;
   Counters counters_;
 };
 

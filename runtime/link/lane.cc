@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 
 #include <fmt/format.h>
@@ -94,23 +95,71 @@ base::Outcome Lane::check_count(const wire::FrameHeader& header) {
                   header.first, wire::to_string(role_), wire::to_string(header.type), before));
 }
 
-base::Outcome Lane::put(std::vector<iovec> parts) {
-  std::size_t at = 0;
-  advance(parts, at, 0);
-  while (at < parts.size()) {
-    msghdr message{};
-    message.msg_iov = &parts[at];
-    message.msg_iovlen = std::min(parts.size() - at, kMaxParts);
-    const ssize_t put = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL);
+base::Expected<std::size_t> Lane::put_some(std::span<iovec> parts, int flags) {
+  msghdr message{};
+  message.msg_iov = parts.data();
+  message.msg_iovlen = parts.size();
+  while (true) {
+    const ssize_t put = ::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | flags);
     if (put >= 0) {
       sent_ += static_cast<std::uint64_t>(put);
-      advance(parts, at, static_cast<std::size_t>(put));
-    } else if (errno != EINTR) {
+      return static_cast<std::size_t>(put);
+    }
+    if ((flags & MSG_DONTWAIT) != 0 && errno == EAGAIN) {
+      return std::size_t{0};
+    }
+    if (errno != EINTR) {
       return fail_errno(ErrorKind::kDisconnected, "send",
                         fmt::format("the {} lane broke", wire::to_string(role_)));
     }
   }
+}
+
+base::Outcome Lane::put_rest() {
+  while (cut_left_ != 0) {
+    iovec rest = part(std::span(cut_).last(cut_left_));
+    cut_left_ -= TRY(put_some({&rest, 1}, 0));
+  }
   return base::Done{};
+}
+
+base::Outcome Lane::put(std::vector<iovec> parts) {
+  TRY(put_rest());
+  std::size_t at = 0;
+  advance(parts, at, 0);
+  while (at < parts.size()) {
+    const std::size_t some = std::min(parts.size() - at, kMaxParts);
+    advance(parts, at, TRY(put_some(std::span(parts).subspan(at, some), 0)));
+  }
+  return base::Done{};
+}
+
+base::Expected<Lane::SentAtOnce> Lane::send_at_once(std::span<const wire::HeaderBytes> frames) {
+  if (!send_mutex_.try_lock()) {
+    return SentAtOnce{};  // Whoever sends may be waiting for the peer.
+  }
+  auto sent = put_at_once(frames);
+  send_mutex_.unlock();
+  return sent;
+}
+
+base::Expected<Lane::SentAtOnce> Lane::put_at_once(std::span<const wire::HeaderBytes> frames) {
+  // What was cut, and behind it the frames, which lie together.
+  std::array<iovec, 2> parts = {part(std::span(cut_).last(cut_left_)), part(std::as_bytes(frames))};
+  const std::size_t all = parts[0].iov_len + parts[1].iov_len;
+  const std::size_t put = all == 0 ? 0 : TRY(put_some(parts, MSG_DONTWAIT));
+  if (put < cut_left_) {
+    cut_left_ -= put;
+    return SentAtOnce{};
+  }
+  const std::size_t of_frames = put - cut_left_;
+  const std::size_t begun = (of_frames + wire::kHeaderBytes - 1) / wire::kHeaderBytes;
+  cut_left_ = begun * wire::kHeaderBytes - of_frames;
+  if (cut_left_ != 0) {
+    cut_ = frames[begun - 1];
+  }
+  frames_sent_ += begun;
+  return SentAtOnce{begun, put == all};
 }
 
 base::Expected<bool> Lane::fill(std::size_t wanted) {

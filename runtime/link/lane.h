@@ -37,6 +37,17 @@ class Lane {
   /// Sends `parts` as they are: `frames` frames that were encoded by the caller, in one flight.
   base::Outcome send_parts(std::vector<iovec> parts, std::uint64_t frames);
 
+  struct SentAtOnce {
+    std::size_t frames = 0;  ///< So many of the first ones are on their way.
+    bool complete = false;   ///< All of them are, to their last byte.
+  };
+
+  /// Sends as many of `frames`, which have no payload, as the socket takes at once. Never waits,
+  /// for the peer or for another sender, and never allocates. A frame that the socket took a part
+  /// of counts as sent: the lane keeps the rest, which goes ahead of whatever is sent next; without
+  /// frames this call sends that rest alone. Errors: kDisconnected.
+  base::Expected<SentAtOnce> send_at_once(std::span<const wire::HeaderBytes> frames);
+
   /// From here on every sign of life (ping, pong, beat) says how many frames were sent before it,
   /// and one that arrives is refused, as corrupt, if another number came: the link lives, and a
   /// frame was lost on it. Both ends begin with it behind the handshake, before any other thread
@@ -76,6 +87,11 @@ class Lane {
 
  private:
   base::Outcome put(std::vector<iovec> parts) REQUIRES(send_mutex_);
+  base::Outcome put_rest() REQUIRES(send_mutex_);
+  // As many bytes as were taken. Errors: kDisconnected. With MSG_DONTWAIT: 0 if none can be.
+  base::Expected<std::size_t> put_some(std::span<iovec> parts, int flags) REQUIRES(send_mutex_);
+  base::Expected<SentAtOnce> put_at_once(std::span<const wire::HeaderBytes> frames)
+      REQUIRES(send_mutex_);
   base::Outcome put_frame(wire::FrameHeader& header, std::span<const std::byte> payload)
       REQUIRES(send_mutex_);
   base::Outcome check_count(const wire::FrameHeader& header);
@@ -94,6 +110,9 @@ class Lane {
   std::size_t end_ = 0;
   std::atomic<bool> counts_{false};
   std::uint64_t frames_sent_ GUARDED_BY(send_mutex_) = 0;
+  // Of a frame that is on its way in part: its last bytes, which go first.
+  wire::HeaderBytes cut_ GUARDED_BY(send_mutex_){};
+  std::size_t cut_left_ GUARDED_BY(send_mutex_) = 0;
   std::uint64_t frames_received_ = 0;  // The receiving thread's own.
   std::atomic<bool> lost_a_frame_{false};
   std::atomic<bool> waits_{false};

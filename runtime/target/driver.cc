@@ -55,9 +55,7 @@ base::Expected<std::unique_ptr<TargetDriver>> TargetDriver::listen(Machine& mach
                                                                    const MigrationOptions& options,
                                                                    MigrationObserver& observer) {
   // Asked now, so that a host that cannot do it says so before any guest depends on it.
-  if (!uffd::capabilities().ok()) {
-    return base::Err{uffd::capabilities().error()};
-  }
+  TRY(uffd::capabilities());
   std::unique_ptr<TargetDriver> made(new TargetDriver(machine, options, observer));
   TargetDriver* self = made.get();
   Listener::Callbacks callbacks{
@@ -169,11 +167,11 @@ Outcome TargetDriver::accept(const Description& description) {
           .replaced = [this](LaneName lane,
                              std::uint32_t attempt) { on_lane_replaced(lane, attempt); }});
   transfer->memory = TRY(TargetMemory::prepare(machine_.regions(), layout_));
-  Receivers& lanes = transfer->lanes;
-  const auto ask = [&lanes](std::span<const PageIndex> pages) { lanes.ask(pages); };
+  transfer->sender = TRY(RequestSender::start(transfer->requests));
+  const auto ask = [&sender = *transfer->sender] { sender.ask(); };
   transfer->receiver = std::make_unique<PageReceiver>(layout_, *transfer->memory, transfer->map,
                                                       transfer->requests, clock_, ask);
-  lanes.deliver_to(*transfer->receiver);
+  transfer->lanes.deliver_to(*transfer->receiver, *transfer->sender);
   transfer->faults = TRY(FaultService::start(
       *transfer->memory, *transfer->receiver, ask, [this](const std::string& reason) {
         base::log(LogLevel::kError, "fault.read_failed reason={}", reason);

@@ -24,6 +24,7 @@
 #include "runtime/target/memory.h"
 #include "runtime/target/memory_headroom.h"
 #include "runtime/target/receivers.h"
+#include "runtime/target/request_sender.h"
 
 namespace towline::runtime {
 
@@ -31,8 +32,9 @@ namespace towline::runtime {
 ///
 /// Threads: tl-listen (handshakes), tl-control (this class's run_control(): the session), tl-load
 /// (loads the machine and starts it: both may wait for pages), tl-urgent and tl-bulk-N
-/// (Receivers), tl-fault (FaultService), tl-watch (signs of life). Only tl-control decides that
-/// the link is lost, after it has read its lane to the end: the run order may be in there still.
+/// (Receivers), tl-fault (FaultService), tl-ask (RequestSender), tl-watch (signs of life). Only
+/// tl-control decides that the link is lost, after it has read its lane to the end: the run order
+/// may be in there still.
 ///
 /// A source that comes back in a greater epoch gets a tl-control of its own, which joins the one
 /// before it and every lane of the old epoch, and then tells what is missing here
@@ -64,6 +66,7 @@ class TargetDriver final : public Incoming {
 
     PageMap map;
     RequestTable requests{1U << 16U};  // Guess: far more than vCPUs and kernel workers can wait.
+    std::unique_ptr<RequestSender> sender;
     std::unique_ptr<TargetMemory> memory;
     std::unique_ptr<PageReceiver> receiver;
     Receivers lanes;

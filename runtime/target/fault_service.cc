@@ -11,16 +11,14 @@
 namespace towline::runtime {
 
 base::Expected<std::unique_ptr<FaultService>> FaultService::start(
-    TargetMemory& memory, PageReceiver& receiver,
-    std::function<void(std::span<const base::PageIndex>)> ask,
+    TargetMemory& memory, PageReceiver& receiver, std::function<void()> ask,
     std::function<void(const std::string&)> failed) {
   auto stop = TRY(base::make_eventfd());
   return std::unique_ptr<FaultService>(
       new FaultService(memory, receiver, std::move(ask), std::move(failed), std::move(stop)));
 }
 
-FaultService::FaultService(TargetMemory& memory, PageReceiver& receiver,
-                           std::function<void(std::span<const base::PageIndex>)> ask,
+FaultService::FaultService(TargetMemory& memory, PageReceiver& receiver, std::function<void()> ask,
                            std::function<void(const std::string&)> failed, base::OwnedFd stop)
     : memory_(memory),
       receiver_(receiver),
@@ -42,9 +40,7 @@ void FaultService::run() {
   }
   waiting.push_back(pollfd{.fd = stop_.get(), .events = POLLIN, .revents = 0});
   std::vector<base::PageIndex> faults;
-  std::vector<base::PageIndex> wanted;
   faults.reserve(uffd::kEventBatch);
-  wanted.reserve(uffd::kEventBatch);
 
   while (true) {
     if (::poll(waiting.data(), waiting.size(), -1) < 0) {
@@ -53,7 +49,7 @@ void FaultService::run() {
     if (waiting.back().revents != 0) {
       return;
     }
-    wanted.clear();
+    bool due = false;
     for (std::size_t shard = 0; shard < memory_.shards(); ++shard) {
       if (waiting[shard].revents == 0) {
         continue;
@@ -65,13 +61,11 @@ void FaultService::run() {
         failed_(base::to_string(read.error()));
       }
       for (const base::PageIndex page : faults) {
-        if (receiver_.on_fault(page)) {
-          wanted.push_back(page);
-        }
+        due = receiver_.on_fault(page) || due;
       }
     }
-    if (!wanted.empty()) {
-      ask_(wanted);
+    if (due) {
+      ask_();
     }
   }
 }

@@ -25,7 +25,7 @@ using wire::FrameType;
 
 // Requests under way. Guess: enough to keep a link of 1 ms busy with 64 KiB answers, and little to
 // hold. A demanded page waits behind as much, so that of huge pages there are two.
-constexpr std::uint64_t kSweepWindow = 32;
+constexpr std::uint64_t kSweepWindow = RequestSender::kMostSweeps;
 constexpr std::uint64_t kSweepWindowOfHugePages = 2;
 
 // Room is asked for so often: a part of the reserve that is kept, however fast the link.
@@ -88,6 +88,9 @@ Outcome Receivers::attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::
                 fmt::format("{} is taken", to_string(slot.name)));
   }
   slot.lane = std::move(lane);
+  if (asks_ && slot.lane->role() == wire::LaneRole::kUrgent) {
+    sender_->use(slot.lane);
+  }
   changed_.notify_all();
   slot.thread = lane_thread(slot, [this, &slot] { run(slot, 0); });
   return base::Done{};
@@ -143,10 +146,11 @@ void Receivers::renew(std::uint64_t epoch) {
   }
   {
     const base::Lock lock(sweep_mutex_);
-    begin_sweep();
-    sweep_outstanding_ = 0;
+    forget_sweep();
   }
   const base::Lock lock(mutex_);
+  asks_ = false;
+  sender_->use(nullptr);
   epoch_ = epoch;
   lost_ = false;
 }
@@ -179,48 +183,17 @@ Outcome Receivers::wait_attached(std::chrono::milliseconds patience) {
   return base::Done{};
 }
 
-void Receivers::ask(std::span<const PageIndex> pages) {
-  std::shared_ptr<Lane> lane;
-  {
-    const base::Lock lock(mutex_);
-    lane = urgent_.lane;
-  }
-  if (lane == nullptr) {
-    return;
-  }
-  std::vector<wire::HeaderBytes> heads;
-  heads.reserve(pages.size());
-  std::vector<iovec> parts;
-  parts.reserve(pages.size());
-  for (const PageIndex page : pages) {
-    FrameHeader header;
-    header.type = FrameType::kRequest;
-    header.first = page.value;
-    header.count = 1;
-    heads.push_back(wire::encode_header(header));
-    parts.push_back(iovec{.iov_base = heads.back().data(), .iov_len = heads.back().size()});
-  }
-  requests_sent_ += pages.size();
-  // A failure is the lane's end, which its own thread reports.
-  if (!lane->send_parts(std::move(parts), pages.size()).ok()) {
-    base::log(base::LogLevel::kDebug, "request.unsent pages={}", pages.size());
-  }
+void Receivers::open_postcopy() {
+  const base::Lock lock(mutex_);
+  postcopy_ = true;
+  asks_ = true;
+  sender_->use(urgent_.lane);
 }
 
-void Receivers::send_request(PageRange range, std::uint16_t flags) {
-  FrameHeader header;
-  header.type = FrameType::kRequest;
-  header.flags = flags;
-  header.first = range.first.value;
-  header.count = range.count.value;
-  std::shared_ptr<Lane> lane;
-  {
-    const base::Lock lock(mutex_);
-    lane = urgent_.lane;
-  }
-  if (lane == nullptr || !lane->send(header).ok()) {
-    base::log(base::LogLevel::kDebug, "request.unsent pages={}", range.count.value);
-  }
+std::size_t Receivers::ask_again() {
+  const base::Lock lock(mutex_);
+  asks_ = true;
+  return sender_->use(urgent_.lane);
 }
 
 Outcome Receivers::wait_for_markers(std::uint32_t pass) {
@@ -559,11 +532,16 @@ void Receivers::sweep_again() {
         std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
   }
   const base::Lock lock(sweep_mutex_);
-  begin_sweep();
-  sweep_outstanding_ = 0;
+  forget_sweep();
   if (all_pushed) {
     sweep_more();
   }
+}
+
+void Receivers::forget_sweep() {
+  begin_sweep();
+  sweep_outstanding_ = 0;
+  sender_->forget_sweeps();
 }
 
 void Receivers::sweep_more() {
@@ -579,7 +557,7 @@ void Receivers::sweep_more() {
     const PageRange part = layout_.clip(*run);
     sweep_at_ = part.end();
     ++sweep_outstanding_;
-    send_request(part, wire::kFlagSweep);
+    sender_->sweep(part);
   }
 }
 

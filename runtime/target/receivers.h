@@ -20,6 +20,7 @@
 #include "runtime/core/page_map.h"
 #include "runtime/core/page_receiver.h"
 #include "runtime/link/lane.h"
+#include "runtime/target/request_sender.h"
 #include "runtime/wire/lane_name.h"
 
 namespace towline::runtime {
@@ -57,8 +58,11 @@ class Receivers {
   Receivers& operator=(const Receivers&) = delete;
   ~Receivers();
 
-  /// Pages go there from now on. Before the first lane is attached.
-  void deliver_to(PageReceiver& receiver) { receiver_ = &receiver; }
+  /// Pages go there from now on, and requests leave by `sender`. Before the first lane is attached.
+  void deliver_to(PageReceiver& receiver, RequestSender& sender) {
+    receiver_ = &receiver;
+    sender_ = &sender;
+  }
 
   /// Takes a proven lane of `epoch` over and starts its thread. Errors: kRefused: it is there
   /// already, its number is out of range, or the epoch is not the present one.
@@ -84,12 +88,12 @@ class Receivers {
   /// How long a lane that broke has waited for its replacement; the one that waits longest.
   [[nodiscard]] std::optional<base::Duration> broken_for(base::Instant now) const;
 
+  /// The source takes requests on the urgent lane that is there now: all that were sent on another
+  /// one, and those that are due, leave by it. Returns how many pages wait.
+  std::size_t ask_again();
+
   /// Asks for what a lost urgent lane may have been asked for: what was being swept.
   void sweep_again();
-
-  /// Requests pages on the urgent lane. Lost with the lane: a new epoch, or a new urgent lane, asks
-  /// again.
-  void ask(std::span<const base::PageIndex> pages);
 
   /// Waits until every bulk lane has ended pass `pass`, or the link is lost.
   /// Errors: kDisconnected.
@@ -113,8 +117,9 @@ class Receivers {
   /// Every lane is there, and its receiver waits for more.
   [[nodiscard]] bool all_wait() const;
 
-  /// From here on pages of the time after the switch are accepted, and no others.
-  void open_postcopy() { postcopy_ = true; }
+  /// From here on pages of the time after the switch are accepted, and no others; and requests
+  /// leave: the source takes none before.
+  void open_postcopy();
 
   /// Ends our direction of every lane; what the peer sent can still be read.
   void finish_sending();
@@ -133,8 +138,6 @@ class Receivers {
 
   /// Pages that came after the switch on these lanes.
   [[nodiscard]] std::uint64_t postcopy_pages() const { return postcopy_pages_; }
-
-  [[nodiscard]] std::uint64_t requests_sent() const { return requests_sent_; }
 
  private:
   struct Slot {
@@ -172,23 +175,24 @@ class Receivers {
   base::NamedThread lane_thread(const Slot& slot, std::function<void()> body);
   void sweep();
   void begin_sweep() REQUIRES(sweep_mutex_);
+  void forget_sweep() REQUIRES(sweep_mutex_);
   void sweep_more() REQUIRES(sweep_mutex_);
   std::optional<base::PageRange> next_to_sweep(base::PageCount most) REQUIRES(sweep_mutex_);
-  void send_request(base::PageRange range, std::uint16_t flags);
 
   const MemoryLayout& layout_;
   const PageMap& map_;
   Hooks hooks_;
   PageReceiver* receiver_ = nullptr;
+  RequestSender* sender_ = nullptr;
   std::atomic<bool> postcopy_{false};
   std::atomic<std::uint64_t> postcopy_pages_{0};
-  std::atomic<std::uint64_t> requests_sent_{0};
   std::atomic<std::uint64_t> page_bytes_{0};  // Of pages received, on all lanes.
   std::atomic<std::size_t> waiting_{0};       // Lanes that wait for room.
 
   mutable base::Mutex mutex_;
   base::Condition changed_;
   bool lost_ GUARDED_BY(mutex_) = false;
+  bool asks_ GUARDED_BY(mutex_) = false;               // The source takes requests in this epoch.
   std::uint32_t awaited_pass_ GUARDED_BY(mutex_) = 0;  // 0: no marker is waited for.
   std::string given_up_ GUARDED_BY(mutex_);            // Why no marker is waited for any more.
   base::Instant markers_looked_ GUARDED_BY(mutex_){};

@@ -21,9 +21,6 @@ using base::PageIndex;
 using wire::FrameHeader;
 using wire::FrameType;
 
-// Requests of one write, so that the sender's memory stays small whatever waits.
-constexpr std::size_t kAskedTogether = 256;
-
 // Guess: a source whose link flaps asks within milliseconds; one that is dead never does.
 constexpr std::chrono::seconds kLinger{5};
 
@@ -189,12 +186,8 @@ Outcome TargetDriver::on_resume() {
 
 // Whoever waits was asked for on a lane that is gone, or before any lane was there.
 void TargetDriver::ask_again() {
-  const std::vector<PageIndex> waiting = transfer_->requests.ask_all();
-  base::log(LogLevel::kInfo, "target.asks_again pages={}", waiting.size());
-  for (std::size_t done = 0; done < waiting.size(); done += kAskedTogether) {
-    const std::size_t some = std::min(kAskedTogether, waiting.size() - done);
-    transfer_->lanes.ask(std::span(waiting).subspan(done, some));
-  }
+  const std::size_t waiting = transfer_->lanes.ask_again();
+  base::log(LogLevel::kInfo, "target.asks_again pages={}", waiting);
 }
 
 // A process that ends with its failure would leave a source without an answer parked for ever.

@@ -38,7 +38,7 @@ MigrationReport TargetDriver::report() const {
   report.source_loss.poisoned_pages = transfer->map.poisoned().value;
   report.remaining_bytes = transfer->map.missing().value * report.page_size;
   report.transferred = transfer->lanes.bytes_received();
-  report.postcopy_requests = transfer->lanes.requests_sent();
+  report.postcopy_requests = transfer->sender->sent();
   report.pages_after_switch = transfer->lanes.postcopy_pages();
   const auto& counters = transfer->receiver->counters();
   report.normal_pages = counters.installed;

@@ -103,8 +103,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   runtime::PageMap map(layout.pages());
   runtime::RequestTable requests(4);
   Pages pages(data[1]);
-  runtime::PageReceiver receiver(layout, pages, map, requests, base::system_clock(),
-                                 [](std::span<const base::PageIndex> /*asked*/) {});
+  runtime::PageReceiver receiver(layout, pages, map, requests, base::system_clock(), [] {});
   for (const std::uint64_t waited : {3U, 70U}) {
     (void)receiver.on_fault(base::PageIndex{waited});
   }
@@ -121,7 +120,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                             .found_room = [] {},
                             .broken = {},
                             .replaced = {}});
-  lanes.deliver_to(receiver);
+  auto sender = runtime::RequestSender::start(requests);
+  ENSURE(sender.ok(), "there are descriptors");
+  lanes.deliver_to(receiver, *sender.value());
   if (after) {
     lanes.open_postcopy();
   }

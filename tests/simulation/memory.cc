@@ -137,7 +137,7 @@ TargetGuest::TargetGuest(World& world, const runtime::PageMap& map, std::size_t 
 
 void TargetGuest::check_claimed(PageRange range, const char* what) {
   for_each_page(range, [&](PageIndex page) {
-    if (map_.state(page) != PageState::kClaimed) {
+    if (!is_claimed(map_.state(page))) {
       world_.stop(std::string(what) + " without a claim");
     }
     if (seen_[page.value] || (world_.switched && mapped_[page.value])) {
@@ -149,7 +149,7 @@ void TargetGuest::check_claimed(PageRange range, const char* what) {
 // Whoever was cut in on finds its claim as it left it, or the claim's own end would break.
 void TargetGuest::check_still_claimed(PageRange range, const char* what) {
   for_each_page(range, [&](PageIndex page) {
-    if (map_.state(page) != PageState::kClaimed) {
+    if (!is_claimed(map_.state(page))) {
       world_.stop(std::string(what) + " lost its claim half-way");
     }
   });
@@ -212,7 +212,7 @@ Outcome TargetGuest::back_with_zeros(PageRange range) {
     return base::fail(base::ErrorKind::kOverloaded, "fallocate", "no memory");
   }
   for_each_page(range, [&](PageIndex page) {
-    if (map_.state(page) != PageState::kClaimed) {
+    if (!is_claimed(map_.state(page))) {
       world_.stop("zeros without a claim");
     }
     if (!file_[page.value].has_value()) {  // As fallocate(): what is there stays.
@@ -225,7 +225,7 @@ Outcome TargetGuest::back_with_zeros(PageRange range) {
 }
 
 Outcome TargetGuest::map(PageRange range) {
-  const bool claimed = map_.state(range.first) == PageState::kClaimed;
+  const bool claimed = is_claimed(map_.state(range.first));
   for (std::uint64_t i = range.first.value; i < range.end().value; ++i) {
     if (!file_[i].has_value() && registered_) {
       return base::fail(base::ErrorKind::kFailed, "UFFDIO_CONTINUE", "no page in the file");
@@ -308,7 +308,7 @@ bool TargetGuest::access(std::size_t thread, PageIndex page, bool writes) {
   }
   if (poisoned_[page.value]) {
     world_.saw("the guest touched a poisoned page");
-    if (map_.state(page) != PageState::kPoisoned && map_.state(page) != PageState::kClaimed) {
+    if (map_.state(page) != PageState::kPoisoned && !is_claimed(map_.state(page))) {
       world_.fail("a page is poisoned that was not missing");
     }
     return true;

@@ -23,8 +23,7 @@ TargetEnd::TargetEnd(World& world, Network& network, const Identity& identity,
       map_(world.layout.pages()),
       requests_(world.setup.request_bound),
       guest_(world, map_, world.setup.vcpus + 1),
-      receiver_(world.layout, guest_, map_, requests_, world.clock,
-                [this](std::span<const PageIndex> pages) { ask(pages); }) {
+      receiver_(world.layout, guest_, map_, requests_, world.clock, [this] { ask_due(); }) {
   now_ = &epochs_.emplace_back(1, tied.bulk.size());
   now_->control = tied.control;
   now_->urgent = tied.urgent;
@@ -92,25 +91,34 @@ Task TargetEnd::faults() {
     co_await until([this] {
       return guest_.has_faults() && (tied() || requests_.size() < world_.setup.request_bound);
     });
-    std::vector<PageIndex> wanted;
+    bool due = false;
     for (const PageIndex page : guest_.read_faults(world_.random.between(1, 4))) {
-      if (world_.planted(Plant::kFaultDropped) && map_.state(page) == PageState::kClaimed) {
+      if (world_.planted(Plant::kFaultDropped) && is_claimed(map_.state(page))) {
         continue;
       }
       world_.preempt();
-      if (map_.state(page) == PageState::kClaimed) {
+      if (is_claimed(map_.state(page))) {
         world_.saw("a fault on a claimed page");
       }
-      if (receiver_.on_fault(page)) {
-        wanted.push_back(page);
-      }
+      due = receiver_.on_fault(page) || due;
     }
     world_.preempt();
-    ask(wanted);
+    if (due) {
+      ask_due();
+    }
   }
 }
 
-/// Lost where there is no lane to ask on: the next epoch asks for everything again.
+/// They stay due where there is no lane to ask on: the next epoch asks for everything again.
+void TargetEnd::ask_due() {
+  std::array<PageIndex, 8> pages;
+  while (const std::size_t count = now_->urgent != nullptr ? requests_.next_due(pages) : 0) {
+    ask(std::span(pages).first(count));
+    requests_.sent(std::span(pages).first(count));
+  }
+}
+
+/// Lost where there is no lane to ask on.
 void TargetEnd::ask(std::span<const PageIndex> pages) {
   if (now_->urgent == nullptr) {
     return;

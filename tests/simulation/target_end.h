@@ -143,6 +143,7 @@ class TargetEnd {
   void start_thread(Receivers& lanes, const std::string& name, Task work);
   Task counted(Receivers& lanes, Task work);
   void tell(runtime::wire::FrameType type, std::span<const std::byte> payload = {});
+  void ask_due();
   void ask(std::span<const base::PageIndex> pages);
   void ask_again(base::PageRange range);
   void sweep_more(Receivers& lanes);

@@ -189,7 +189,7 @@ bool TargetEnd::on_urgent_frame(Receivers& lanes, std::uint32_t attempt, const F
     world_.fail("an answer to what was not asked");
     return false;
   }
-  const bool claimed = map_.state(frame.pages().first) == runtime::PageState::kClaimed;
+  const bool claimed = is_claimed(map_.state(frame.pages().first));
   const bool pages = frame.header.type == FrameType::kPages;
   if (claimed && pages) {
     world_.saw("an answer met a claim");

@@ -165,7 +165,7 @@ Task TargetEnd::control_again(Receivers& lanes, Receivers& before) {
 
 void TargetEnd::reset_claims() {
   for (PageIndex page{0}; page.value < map_.pages().value; ++page.value) {
-    if (map_.state(page) == PageState::kClaimed) {
+    if (is_claimed(map_.state(page))) {
       map_.abandon({page, PageCount{1}});
     }
   }
@@ -218,7 +218,8 @@ bool TargetEnd::on_resume(Receivers& lanes) {
     step(TargetEvent::kResynced);
   }
   if (!world_.planted(Plant::kFaultNotAskedAgain)) {
-    ask(requests_.ask_all());
+    requests_.want_all();
+    ask_due();
   }
   if (lanes.all_pushed()) {
     sweep_more(lanes);

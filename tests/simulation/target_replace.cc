@@ -69,7 +69,7 @@ void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt)
     if (!world_.planted(Plant::kLaneMissingEarly)) {
       world_.being_installed.clear();
       for (PageIndex page{0}; page.value < map_.pages().value; ++page.value) {
-        if (map_.state(page) == runtime::PageState::kClaimed) {
+        if (is_claimed(map_.state(page))) {
           world_.being_installed.insert(page.value);
         }
       }
@@ -79,7 +79,8 @@ void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt)
   }
   asked_.clear();
   if (!world_.planted(Plant::kLaneNotAsked)) {
-    ask(requests_.ask_all());
+    requests_.want_all();
+    ask_due();
   }
   lanes.sweep_at = PageIndex{0};
   lanes.sweep_outstanding = 0;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 #include <string>
@@ -67,6 +68,50 @@ TEST_CASE("running out of descriptors is not reported as a missing permission") 
   const auto full = open_descriptor({.device = "/nowhere/userfaultfd", .system_call = too_many});
   REQUIRE_FALSE(full.ok());
   CHECK(full.error().kind == base::ErrorKind::kOverloaded);
+}
+
+TEST_CASE("running out of descriptors at the device is no missing permission either") {
+  // The device cannot be opened for want of a descriptor; the call is refused for another reason.
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const rlimit none{.rlim_cur = 0, .rlim_max = before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const auto full = open_descriptor({.device = "/dev/null", .system_call = refuse});
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  REQUIRE_FALSE(full.ok());
+  CHECK(full.error().kind == base::ErrorKind::kOverloaded);
+}
+
+TEST_CASE("a failure is not remembered: what ran out is free again, and permissions are given") {
+  CapabilityMemory memory;
+  const Doors full{.device = "/nowhere/userfaultfd", .system_call = too_many};
+  const Doors shut{.device = "/nowhere/userfaultfd", .system_call = refuse};
+  CHECK(memory.ask(full).error().kind == base::ErrorKind::kOverloaded);
+  CHECK(memory.ask(shut).error().kind == base::ErrorKind::kUnsupported);
+  CHECK(memory.ask(full).error().kind == base::ErrorKind::kOverloaded);
+  const auto now = memory.ask();
+  if (now.ok()) {  // Permitted here. Otherwise the contract suite says that it is not.
+    const auto later = memory.ask(full);
+    REQUIRE(later.ok());
+    CHECK(later.value().features == now.value().features);
+  }
+}
+
+TEST_CASE("what could not be asked for want of a descriptor is no answer of the kernel") {
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  CapabilityMemory memory;
+  const rlimit none{.rlim_cur = 0, .rlim_max = before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const auto full = memory.ask();
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  REQUIRE_FALSE(full.ok());
+  const auto can = probe();
+  const auto again = memory.ask();
+  REQUIRE(again.ok() == can.ok());
+  if (can.ok()) {
+    CHECK(again.value().pagemap_scan == can.value().pagemap_scan);
+  }
 }
 
 TEST_CASE("the system call is the second door") {

@@ -1,6 +1,7 @@
 #include "runtime/core/request_table.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <functional>
@@ -32,13 +33,22 @@ std::vector<std::byte> some_bytes() {
   return std::vector<std::byte>(4096, std::byte{7});
 }
 
+std::vector<std::uint64_t> due_in(const RequestTable& table) {
+  std::array<PageIndex, 64> due;
+  std::vector<std::uint64_t> numbers;
+  for (const PageIndex page : std::span(due).first(table.next_due(due))) {
+    numbers.push_back(page.value);
+  }
+  return numbers;
+}
+
 TEST_CASE("waiters of one page share one request and keep the first one's time") {
   RequestTable table(10);
   CHECK(table.add(PageIndex{3}, at(5)) == Added::kFirst);
   CHECK(table.add(PageIndex{3}, at(9)) == Added::kJoined);
   CHECK(table.size() == 1);
-  CHECK(table.mark_asked(PageIndex{3}));
-  CHECK_FALSE(table.mark_asked(PageIndex{3}));
+  CHECK(table.want(PageIndex{3}));
+  CHECK_FALSE(table.want(PageIndex{3}));
   const auto finished = table.finish(PageIndex{3});
   REQUIRE(finished.has_value());
   CHECK(finished->page == PageIndex{3});
@@ -50,7 +60,7 @@ TEST_CASE("waiters of one page share one request and keep the first one's time")
 
 TEST_CASE("a page that nobody waits for is neither asked for nor finished") {
   RequestTable table(10);
-  CHECK_FALSE(table.mark_asked(PageIndex{3}));
+  CHECK_FALSE(table.want(PageIndex{3}));
   CHECK_FALSE(table.finish(PageIndex{3}).has_value());
   REQUIRE(table.add(PageIndex{4}, at(0)) == Added::kFirst);
   CHECK_FALSE(table.finish(PageIndex{3}).has_value());
@@ -74,7 +84,7 @@ TEST_CASE("finishing a range finishes the pages in it and may call the table bac
   std::vector<std::uint64_t> finished;
   table.finish_range(pages(10, 10), [&](const RequestTable::Finished& one) {
     finished.push_back(one.page.value);
-    CHECK_FALSE(table.mark_asked(one.page));
+    CHECK_FALSE(table.want(one.page));
   });
   CHECK(finished == std::vector<std::uint64_t>{10, 12});
   CHECK(table.size() == 2);
@@ -105,21 +115,165 @@ TEST_CASE("who gives up a claim asks for the waiting pages that were not asked f
   for (const std::uint64_t page : {1U, 2U, 3U, 8U}) {
     REQUIRE(table.add(PageIndex{page}, at(0)) == Added::kFirst);
   }
-  REQUIRE(table.mark_asked(PageIndex{2}));
-  CHECK(table.ask_unasked(pages(0, 5)) == std::vector<PageIndex>{PageIndex{1}, PageIndex{3}});
-  CHECK(table.ask_unasked(pages(0, 5)).empty());
-  CHECK_FALSE(table.mark_asked(PageIndex{1}));
-  CHECK(table.mark_asked(PageIndex{8}));
+  REQUIRE(table.want(PageIndex{2}));
+  CHECK(table.want_range(pages(0, 5)) == 2);
+  CHECK(due_in(table) == std::vector<std::uint64_t>{2, 1, 3});
+  CHECK(table.want_range(pages(0, 5)) == 0);
+  CHECK_FALSE(table.want(PageIndex{1}));
+  CHECK(table.want(PageIndex{8}));
 }
 
-TEST_CASE("a new epoch asks for every outstanding page again, the oldest first") {
+TEST_CASE("a request stays due until it is sent, in the order in which requests became due") {
   RequestTable table(10);
-  REQUIRE(table.add(PageIndex{5}, at(30)) == Added::kFirst);
-  REQUIRE(table.add(PageIndex{7}, at(10)) == Added::kFirst);
-  REQUIRE(table.add(PageIndex{6}, at(20)) == Added::kFirst);
-  REQUIRE(table.mark_asked(PageIndex{7}));
-  CHECK(table.ask_all() == std::vector<PageIndex>{PageIndex{7}, PageIndex{6}, PageIndex{5}});
-  CHECK_FALSE(table.mark_asked(PageIndex{5}));
+  for (const std::uint64_t page : {5U, 7U, 6U}) {
+    REQUIRE(table.add(PageIndex{page}, at(0)) == Added::kFirst);
+  }
+  CHECK(due_in(table).empty());
+  REQUIRE(table.want(PageIndex{7}));
+  REQUIRE(table.want(PageIndex{5}));
+  CHECK(due_in(table) == std::vector<std::uint64_t>{7, 5});
+  CHECK(due_in(table) == std::vector<std::uint64_t>{7, 5});
+  table.sent(std::array{PageIndex{7}});
+  CHECK(due_in(table) == std::vector<std::uint64_t>{5});
+  CHECK_FALSE(table.want(PageIndex{7}));
+  CHECK(table.finish(PageIndex{5})->asked);
+  CHECK(due_in(table).empty());
+  table.sent(std::array{PageIndex{5}, PageIndex{6}});  // One came meanwhile; one was not due.
+  CHECK(table.want(PageIndex{6}));
+}
+
+TEST_CASE("no more is due than there is room for") {
+  RequestTable table(10);
+  for (const std::uint64_t page : {1U, 2U, 3U}) {
+    REQUIRE(table.add(PageIndex{page}, at(0)) == Added::kFirst);
+  }
+  CHECK(table.want_all() == 3);
+  std::array<PageIndex, 2> two;
+  CHECK(table.next_due(two) == 2);
+  CHECK(two[1] == PageIndex{2});
+}
+
+TEST_CASE("with a new lane every outstanding page is due again, the oldest first") {
+  RequestTable table(10);
+  for (const std::uint64_t page : {7U, 6U, 5U, 4U}) {
+    REQUIRE(table.add(PageIndex{page}, at(0)) == Added::kFirst);
+  }
+  REQUIRE(table.want(PageIndex{5}));
+  table.sent(std::array{PageIndex{5}});
+  REQUIRE(table.want(PageIndex{6}));
+  (void)table.finish(PageIndex{4});
+  CHECK(table.want_all() == 3);
+  CHECK(due_in(table) == std::vector<std::uint64_t>{7, 6, 5});
+  CHECK_FALSE(table.want(PageIndex{7}));
+}
+
+/// What a table is to hold, in containers that nobody need trust.
+struct PlainTable {
+  struct Entry {
+    std::uint64_t page = 0;
+    std::uint32_t waiters = 0;
+    bool asked = false;
+  };
+
+  [[nodiscard]] auto find(std::uint64_t page) {
+    return std::find_if(entries.begin(), entries.end(),
+                        [page](const Entry& entry) { return entry.page == page; });
+  }
+
+  void forget(std::uint64_t page) {
+    entries.erase(find(page));
+    std::erase(due, page);
+  }
+
+  std::vector<Entry> entries;  // The oldest first.
+  std::vector<std::uint64_t> due;
+};
+
+TEST_CASE("a table that is filled and emptied for long is what it should be after every step") {
+  constexpr std::size_t kBound = 24;
+  RequestTable table(kBound);
+  PlainTable plain;
+  std::mt19937_64 random(11);
+  for (int step = 0; step < 40'000; ++step) {
+    // Few pages, some of them far apart: buckets are shared, places are used again and again.
+    const std::uint64_t page = (random() % 40) << (random() % 2 * 20);
+    const auto found = plain.find(page);
+    switch (random() % 6) {
+      case 0:
+      case 1:
+        if (found != plain.entries.end()) {
+          ++found->waiters;
+          CHECK(table.add(PageIndex{page}, at(0)) == Added::kJoined);
+        } else if (plain.entries.size() == kBound) {
+          CHECK(table.add(PageIndex{page}, at(0)) == Added::kFull);
+        } else {
+          plain.entries.push_back({page, 1, false});
+          CHECK(table.add(PageIndex{page}, at(0)) == Added::kFirst);
+        }
+        break;
+      case 2:
+        if (const bool wanted = found != plain.entries.end() && !found->asked;
+            table.want(PageIndex{page})) {
+          CHECK(wanted);
+          found->asked = true;
+          plain.due.push_back(page);
+        } else {
+          CHECK_FALSE(wanted);
+        }
+        break;
+      case 3:
+        if (const auto finished = table.finish(PageIndex{page})) {
+          REQUIRE(found != plain.entries.end());
+          CHECK(finished->waiters == found->waiters);
+          CHECK(finished->asked == found->asked);
+          plain.forget(page);
+        } else {
+          CHECK(found == plain.entries.end());
+        }
+        break;
+      case 4: {
+        const std::size_t some = std::min<std::size_t>(random() % 4, plain.due.size());
+        std::vector<PageIndex> sent;
+        for (std::size_t i = 0; i < some; ++i) {
+          sent.push_back(PageIndex{plain.due[i]});
+        }
+        table.sent(sent);
+        plain.due.erase(plain.due.begin(), plain.due.begin() + static_cast<std::ptrdiff_t>(some));
+        break;
+      }
+      default: {
+        const std::uint64_t count = random() % 60;
+        std::vector<std::uint64_t> expected;
+        for (const PlainTable::Entry& entry : plain.entries) {
+          if (pages(page, count).contains(PageIndex{entry.page})) {
+            expected.push_back(entry.page);
+          }
+        }
+        std::vector<std::uint64_t> finished;
+        if (random() % 8 == 0) {
+          table.finish_range(pages(page, count), [&](const RequestTable::Finished& one) {
+            finished.push_back(one.page.value);
+          });
+          std::sort(finished.begin(), finished.end());
+          std::sort(expected.begin(), expected.end());
+          CHECK(finished == expected);
+          for (const std::uint64_t one : expected) {
+            plain.forget(one);
+          }
+        } else if (random() % 20 == 0) {
+          CHECK(table.want_all() == plain.entries.size());
+          plain.due.clear();
+          for (PlainTable::Entry& entry : plain.entries) {
+            entry.asked = true;
+            plain.due.push_back(entry.page);
+          }
+        }
+        break;
+      }
+    }
+    REQUIRE(table.size() == plain.entries.size());
+    REQUIRE(due_in(table) == plain.due);
+  }
 }
 
 /// One page, a fault that wants it, a bulk lane that brings it or gives up, and the urgent answer:
@@ -140,9 +294,11 @@ class Duel {
         wake();
         break;
       case PageState::kMissing:
-        asked_ = table_.mark_asked(kPage) || asked_;
+        asked_ = table_.want(kPage) || asked_;
         break;
       case PageState::kClaimed:
+      case PageState::kClaimedStale:
+      case PageState::kClaimedZero:
         break;  // Whoever holds the claim sees the request when it ends.
     }
   }
@@ -162,7 +318,7 @@ class Duel {
       wake();
     } else if (table_.take_parked(kPage)) {
       install();
-    } else if (!table_.ask_unasked(kClaim).empty()) {
+    } else if (table_.want_range(kClaim) != 0) {
       asked_again_ = true;
     }
   }
