@@ -106,14 +106,10 @@ std::string_view to_string(SourceAction action) {
       return "stay-parked";
     case SourceAction::kRelease:
       return "release";
-    case SourceAction::kConnect:
-      return "connect";
     case SourceAction::kCompare:
       return "compare";
     case SourceAction::kOrderAgain:
       return "order-again";
-    case SourceAction::kPushAgain:
-      return "push-again";
     case SourceAction::kNoteRunning:
       return "note-running";
   }
@@ -178,10 +174,15 @@ bool before_order(SourceState state) {
 }
 
 base::Expected<SourceRule> step(SourceState state, SourceEvent event) {
-  const auto* rule =
-      std::find_if(kSourceRules.begin(), kSourceRules.end(),
-                   [&](const SourceRule& one) { return one.from == state && one.on == event; });
-  if (rule == kSourceRules.end()) {
+  return step(kSourceRules, state, event);
+}
+
+base::Expected<SourceRule> step(std::span<const SourceRule> rules, SourceState state,
+                                SourceEvent event) {
+  const auto rule = std::find_if(rules.begin(), rules.end(), [&](const SourceRule& one) {
+    return one.from == state && one.on == event;
+  });
+  if (rule == rules.end()) {
     return base::fail(base::ErrorKind::kCorrupt, "source session",
                       fmt::format("'{}' is impossible while the source is '{}'", to_string(event),
                                   to_string(state)));

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "base/error.h"
@@ -49,23 +50,21 @@ enum class SourceEvent : std::uint8_t {
   kTakeBack,      ///< The user's word that the target's host is fenced: nobody runs it there.
 };
 
-/// What the driver must do next.
+/// What a step asks for. Whatever ends the session also ends its lanes.
 enum class SourceAction : std::uint8_t {
   kNone,
   kDescribe,     ///< Send the description.
   kBeginPass,    ///< Start the dirty log and the first pass.
   kBeginSync,    ///< Start stale rounds.
-  kPark,         ///< Close the gate, park the vCPUs, save the state.
+  kPark,         ///< A page server first, if one is wanted; then gate, vCPUs, state.
   kOrder,        ///< Tell the gate, then send the flight.
-  kPush,         ///< Note that the target runs it; then push what is owed.
+  kNoteRunning,  ///< Gate and ledger: the guest is never again ours.
   kResumeGuest,  ///< Nothing is lost: the guest runs on here.
-  kStayParked,   ///< Nobody may run the guest here until the target's fate is known.
-  kRelease,      ///< The guest's memory here is of no use any more.
-  kConnect,      ///< Join the old epoch's threads, then open a control lane of a new one.
-  kCompare,      ///< Read what the target misses: exactly that is owed from here on.
-  kOrderAgain,   ///< Open the other lanes and give the order once more: it is obeyed once.
-  kPushAgain,    ///< Push what the target misses.
-  kNoteRunning,  ///< Gate and ledger: the guest is never again ours. No more than that yet.
+  kStayParked,   ///< Nobody may run the guest here; end this epoch, and try to reconnect.
+  kRelease,      ///< The ledger: over. The guest's memory here is of no use any more.
+  kCompare,      ///< Read the control lane: what the target says it misses is owed from here on.
+  kOrderAgain,   ///< Give the order once more: it is obeyed once.
+  kPush,         ///< Push what is owed: what the target misses.
 };
 
 struct SourceRule {
@@ -99,12 +98,12 @@ inline constexpr std::array kSourceRules{
     SourceRule{SourceState::kSwitching,     SourceEvent::kTargetNever,    SourceState::kFailed,        SourceAction::kResumeGuest},
     SourceRule{SourceState::kSwitching,     SourceEvent::kLinkLost,       SourceState::kFailed,        SourceAction::kResumeGuest},
     SourceRule{SourceState::kSwitching,     SourceEvent::kCancel,         SourceState::kCancelled,     SourceAction::kResumeGuest},
-    SourceRule{SourceState::kOrdered,       SourceEvent::kTargetRunning,  SourceState::kServing,       SourceAction::kPush},
+    SourceRule{SourceState::kOrdered,       SourceEvent::kTargetRunning,  SourceState::kServing,       SourceAction::kNoteRunning},
     SourceRule{SourceState::kOrdered,       SourceEvent::kTargetNever,    SourceState::kFailed,        SourceAction::kResumeGuest},
     SourceRule{SourceState::kOrdered,       SourceEvent::kLinkLost,       SourceState::kOrderedPaused, SourceAction::kStayParked},
     SourceRule{SourceState::kServing,       SourceEvent::kTargetComplete, SourceState::kCompleted,     SourceAction::kRelease},
     SourceRule{SourceState::kServing,       SourceEvent::kLinkLost,       SourceState::kServingPaused, SourceAction::kStayParked},
-    SourceRule{SourceState::kOrderedPaused,       SourceEvent::kReconnect,      SourceState::kOrderedReconnecting, SourceAction::kConnect},
+    SourceRule{SourceState::kOrderedPaused,       SourceEvent::kReconnect,      SourceState::kOrderedReconnecting, SourceAction::kNone},
     SourceRule{SourceState::kOrderedPaused,       SourceEvent::kTakeBack,       SourceState::kFailed,              SourceAction::kResumeGuest},
     SourceRule{SourceState::kOrderedPaused,       SourceEvent::kTargetRunning,  SourceState::kServingPaused,       SourceAction::kNoteRunning},
     SourceRule{SourceState::kOrderedReconnecting, SourceEvent::kReconnected,    SourceState::kOrderedRecovering,   SourceAction::kCompare},
@@ -113,10 +112,10 @@ inline constexpr std::array kSourceRules{
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetRunning,  SourceState::kServingRecovering,   SourceAction::kNoteRunning},
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kTargetNever,    SourceState::kFailed,              SourceAction::kResumeGuest},
     SourceRule{SourceState::kOrderedRecovering,   SourceEvent::kLinkLost,       SourceState::kOrderedPaused,       SourceAction::kStayParked},
-    SourceRule{SourceState::kServingPaused,       SourceEvent::kReconnect,      SourceState::kServingReconnecting, SourceAction::kConnect},
+    SourceRule{SourceState::kServingPaused,       SourceEvent::kReconnect,      SourceState::kServingReconnecting, SourceAction::kNone},
     SourceRule{SourceState::kServingReconnecting, SourceEvent::kReconnected,    SourceState::kServingRecovering,   SourceAction::kCompare},
     SourceRule{SourceState::kServingReconnecting, SourceEvent::kLinkLost,       SourceState::kServingPaused,       SourceAction::kStayParked},
-    SourceRule{SourceState::kServingRecovering,   SourceEvent::kCompared,       SourceState::kServing,             SourceAction::kPushAgain},
+    SourceRule{SourceState::kServingRecovering,   SourceEvent::kCompared,       SourceState::kServing,             SourceAction::kPush},
     SourceRule{SourceState::kServingRecovering,   SourceEvent::kTargetComplete, SourceState::kCompleted,           SourceAction::kRelease},
     SourceRule{SourceState::kServingRecovering,   SourceEvent::kLinkLost,       SourceState::kServingPaused,       SourceAction::kStayParked},
 };
@@ -132,7 +131,12 @@ MigrationStatus status_of(SourceState state);
 /// Nothing the source does from here can make two copies run: the guest is still ours alone.
 [[nodiscard]] bool before_order(SourceState state);
 
-/// Takes one step. Pure. Errors: kCorrupt, naming state and event, when no rule lists it.
+/// The rule of `rules` for this step. Pure. Errors: kCorrupt, naming state and event, when no rule
+/// lists it.
+base::Expected<SourceRule> step(std::span<const SourceRule> rules, SourceState state,
+                                SourceEvent event);
+
+/// As step(), by the table that ships.
 base::Expected<SourceRule> step(SourceState state, SourceEvent event);
 
 }  // namespace towline::runtime

@@ -83,19 +83,6 @@ base::Outcome check_reply(const wire::HelloReply& reply, const wire::Hello& hell
 
 }  // namespace
 
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-std::string text_of(std::span<const std::byte> bytes) {
-  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  // A peer's words end on a user's terminal: no control characters.
-  std::replace_if(
-      text.begin(), text.end(),
-      [](char c) { return (static_cast<unsigned char>(c) < 0x20 && c != '\n') || c == 0x7f; }, '?');
-  return text;
-}
-
 Mac lane_proof(std::span<const std::byte> secret, Prover prover, const wire::Hello& hello,
                std::span<const std::byte> target_nonce) {
   std::vector<std::byte> message;
@@ -161,6 +148,11 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
   }
   const wire::HelloReply& reply = decoded.value();
   TRY(check_reply(reply, hello, identity, target));
+  if (identity.target_incarnation != 0 && reply.incarnation != identity.target_incarnation) {
+    return fail(ErrorKind::kRefused, "handshake",
+                fmt::format("'{}' is another process than the one that holds the guest",
+                            target.to_string()));
+  }
   if (reply.wants_proof) {
     header.type = FrameType::kProof;
     TRY(lane.send(header, lane_proof(identity.secret, Prover::kSource, hello, reply.nonce)));

@@ -14,6 +14,7 @@
 #include "runtime/link/sockets.h"
 #include "runtime/options.h"
 #include "runtime/wire/format.h"
+#include "runtime/wire/text.h"
 
 /// How a connection becomes a lane. docs/wire-format.md, "Handshake".
 namespace towline::runtime {
@@ -42,6 +43,8 @@ struct LaneIdentity {
   std::uint64_t epoch = 1;
   std::uint32_t attempt = 0;  ///< Of a lane that takes the place of a lost one.
   std::uint64_t incarnation = 0;
+  /// Of the target that answered the control lane; another one's lane is of no use. 0: any.
+  std::uint64_t target_incarnation = 0;
   /// Empty: the control lane goes without a proof (no secret was given to either side).
   std::vector<std::byte> secret;
 };
@@ -79,7 +82,5 @@ base::Expected<DataLanes> open_data_lanes(const Uri& target, const MigrationOpti
                                           const std::function<base::Outcome()>& meanwhile = {});
 
 /// Bytes of a text, for payloads.
-std::span<const std::byte> bytes_of(std::string_view text);
-std::string text_of(std::span<const std::byte> bytes);
 
 }  // namespace towline::runtime

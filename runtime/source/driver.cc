@@ -2,14 +2,14 @@
 
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "base/ensure.h"
 #include "base/log.h"
 #include "runtime/core/description.h"
-#include "runtime/source/switch_flight.h"
+#include "runtime/owner_log.h"
 
 namespace towline::runtime {
 namespace {
@@ -20,13 +20,6 @@ using base::LogLevel;
 using base::Outcome;
 using base::PageIndex;
 using base::PageRange;
-using wire::FrameHeader;
-using wire::FrameType;
-
-// Echoes at the start: the best of them bounds the error of the clock offset.
-constexpr std::uint64_t kPings = 8;
-// While the user has not asked for the switch, the stale sets keep up at this pace.
-constexpr std::chrono::milliseconds kManualSyncPause{100};
 
 }  // namespace
 
@@ -59,14 +52,14 @@ Outcome SourceDriver::check(Machine& machine) {
 SourceDriver::SourceDriver(Machine& machine, Uri target, const MigrationOptions& options,
                            MigrationObserver& observer)
     : machine_(machine),
-      target_(std::move(target)),
       options_(options),
       observer_(observer),
       clock_(base::system_clock()),
       layout_(machine.regions()),
       memory_(machine.regions(), layout_),
       owed_(layout_.pages()),
-      order_(make_window_order(layout_.pages())) {
+      order_(make_window_order(layout_.pages())),
+      brain_(std::move(target), options, layout_.pages()) {
   random_bytes(identity_.id);
   identity_.incarnation = random_number();
   if (options_.secret.has_value()) {
@@ -78,347 +71,255 @@ SourceDriver::SourceDriver(Machine& machine, Uri target, const MigrationOptions&
 }
 
 SourceDriver::~SourceDriver() {
-  {
-    const base::Lock lock(mutex_);
-    inbox_.cancel = true;
-    inbox_.leave = true;
-    changed_.notify_all();
-    end_waiting();
-    if (control_ != nullptr) {
-      control_->shutdown();
-    }
-    if (bulk_ != nullptr) {
-      bulk_->stop();
-    }
-  }
+  [[maybe_unused]] const auto left = feed({.kind = SourceInput::Kind::kLeave});
   thread_.join();
   watch_thread_.join();
-  control_thread_.join();
+  std::unique_ptr<SourceEpoch> last;
+  {
+    const base::Lock lock(mutex_);
+    last = std::move(epoch_);
+  }
+}
+
+void SourceDriver::start() {
+  const base::Lock lock(mutex_);
+  statistics_.started = clock_.now();
+  statistics_.window.at = statistics_.started;
 }
 
 void SourceDriver::begin() {
-  {
-    const base::Lock lock(mutex_);
-    started_ = clock_.now();
-    window_.at = started_;
-    show(MigrationStatus::kSetup);
-  }
+  start();
+  [[maybe_unused]] const auto begun = feed({.kind = SourceInput::Kind::kBegin});
   thread_ = base::NamedThread("tl-source", [this] { run(); });
 }
 
-// ---- phases, on tl-source -----------------------------------------------------------------------
-
-void SourceDriver::run() {
-  move();
-  if (std::exchange(logging_, false)) {
-    rounds_->end();
-  }
-  note_end();
+void SourceDriver::begin_from(Kept kept) {
+  standby_.keep(std::move(kept.ledger), std::move(kept.regions), kept.kept_elsewhere);
+  begin();
 }
 
-void SourceDriver::move() {
-  if (!heir_) {
-    const auto moved = migrate();
-    if (moved.ok()) {
-      return;
-    }
-    end(moved.error());
-  }
-  while (const auto attempt = next_attempt()) {
-    const auto moved = recover(*attempt);
-    if (moved.ok()) {
-      return;
-    }
-    end(moved.error());
-  }
-}
-
-Outcome SourceDriver::migrate() {
-  TRY(open_control());
-  TRY(send_description());
-  TRY(open_lanes());
-  TRY(find_page_server());
-  TRY(step(SourceEvent::kAccepted));
-  TRY(run_passes());
-  TRY(sync_until_switch());
-  TRY(switch_over());
-  TRY(await_running());
-  return push_until_complete();
-}
-
-Outcome SourceDriver::open_control() {
-  auto opened = TRY(open_lane(target_, options_, identity_, wire::LaneRole::kControl, 0,
-                              [this](int fd, bool waits) { note_waiting_on(fd, waits); }));
+void SourceDriver::begin_as_heir(Legacy legacy) {
+  const bool serving = legacy.words.phase == StandbyPhase::kServing;
+  standby_.keep(std::move(legacy.ledger), {}, legacy.kept_elsewhere);
+  identity_ = std::move(legacy.identity);
+  session_secret_ = std::move(legacy.session_secret);
+  start();
   {
     const base::Lock lock(mutex_);
-    control_ = std::move(opened.lane);
-    target_incarnation_ = opened.reply.incarnation;
-    replaces_lanes_ = (opened.reply.features & wire::kFeatureReplaceLane) != 0;
-    waits_for_room_ = (opened.reply.features & wire::kFeatureWaitForRoom) != 0;
-    TRY(interrupted());
-    TRY(step_locked(SourceEvent::kLanesReady));
+    statistics_.heir = true;
+    statistics_.set_up = statistics_.started;
+    statistics_.parked_at =
+        base::Instant(base::Duration(static_cast<std::int64_t>(legacy.words.parked_at_ns)));
+    statistics_.clock = ClockOffset(legacy.words.clock_offset_ns, legacy.words.clock_error_ns);
+    base::log_owner(LogLevel::kWarning, "source.heir serving={} epoch={} reason={}", serving,
+                    identity_.epoch, legacy.reason);
   }
-  control_thread_ =
-      base::NamedThread("tl-control", [this, lane = control_] { read_control(lane); });
-  return base::Done{};
-}
-
-Outcome SourceDriver::send_description() {
-  const Description description = describe(machine_, options_.bulk_lanes, session_secret_);
-  const auto encoded = TRY(encode_description(description));
-  FrameHeader header;
-  header.type = FrameType::kDescribe;
-  TRY(control_->send(header, encoded));
-  return await_answer([this]() UNDER_LOCK { return inbox_.accepted; });
-}
-
-Outcome SourceDriver::measure_clock() {
-  for (std::uint64_t ping = 1; ping <= kPings; ++ping) {
-    const std::uint64_t now = base::to_ns(clock_.now());
-    FrameHeader header;
-    header.type = FrameType::kPing;
-    {
-      const base::Lock lock(mutex_);
-      pings_ = ping;
-    }
-    TRY(control_->send(header, std::as_bytes(std::span(&now, 1))));
-    TRY(await_answer([this, ping]() UNDER_LOCK { return inbox_.pongs >= ping; }));
-  }
-  return base::Done{};
-}
-
-Outcome SourceDriver::open_lanes() {
-  // Ahead of its use: nothing is started within the blackout.
+  [[maybe_unused]] const auto begun = feed({.kind = SourceInput::Kind::kInherit,
+                                            .text = std::move(legacy.reason),
+                                            .number = legacy.target_incarnation,
+                                            .epoch = identity_.epoch,
+                                            .flag = serving});
   watch_thread_ = base::NamedThread("tl-watch", [this] { watch(); });
-  LaneIdentity proven = identity_;
-  proven.secret = session_secret_;
-  auto opened = TRY(open_data_lanes(
-      target_, options_, proven, options_.bulk_lanes,
-      [this](int fd, bool waits) { note_waiting_on(fd, waits); },
-      [this] { return measure_clock(); }));
-  auto bulk = std::make_unique<BulkSender>(memory_, owed_, counters_, options_.max_bandwidth);
-  for (auto& lane : opened.bulk) {
-    bulk->add_lane(std::move(lane));
-  }
+  thread_ = base::NamedThread("tl-source", [this] { run(); });
+}
+
+// ---- the brain ----------------------------------------------------------------------------------
+
+Outcome SourceDriver::feed(SourceInput input) {
   const base::Lock lock(mutex_);
-  bulk_ = std::move(bulk);
-  server_ = serve(std::move(opened.urgent), 0);
-  set_up_ = clock_.now();
-  last_sync_ = set_up_;
-  if (inbox_.switch_asked) {
-    bulk_->cut_pass();
-  }
-  return interrupted();
+  return feed_locked(std::move(input));
 }
 
-Outcome SourceDriver::run_passes() {
-  if (options_.passes == 0 || options_.switch_policy == SwitchPolicy::kImmediate) {
-    owed_.add(PageRange{PageIndex{0}, layout_.pages()});
-    return step(SourceEvent::kPassesDone);
-  }
-  rounds_ = std::make_unique<DirtyRounds>(machine_.dirty_log(), layout_);
-  TRY(rounds_->begin());
-  logging_ = true;
-  for (std::uint32_t pass = 1; pass <= options_.passes; ++pass) {
-    observer_.on_pass(pass);
-    {
-      const base::Lock lock(mutex_);
-      ++dirty_syncs_;
-    }
-    TRY(bulk_->run_pass(pass, *rounds_));
-    passes_done_ = pass;
-    if (pass < options_.passes && !bulk_->was_cut()) {
-      const auto round = TRY(rounds_->next_round());
-      note_dirty(round);
-      TRY(send_round(round, pass));
-    }
-    const base::Lock lock(mutex_);
-    TRY(interrupted());
-    if (inbox_.switch_asked) {
-      break;
-    }
-  }
-  return step(SourceEvent::kPassesDone);
-}
-
-void SourceDriver::note_dirty(const DirtyRounds::Round& round) {
-  for (const PageRange& run : round.pages) {
-    owed_.add(run);
-  }
-  order_->on_recently_dirty(round.pages);
-  const base::Lock lock(mutex_);
-  const base::Instant now = clock_.now();
-  const double seconds = std::chrono::duration<double>(now - last_sync_).count();
-  dirty_rate_ =
-      static_cast<std::uint64_t>(static_cast<double>(round.count) / std::max(seconds, 1e-6));
-  last_sync_ = now;
-}
-
-Outcome SourceDriver::send_round(const DirtyRounds::Round& round, std::uint32_t pass) {
-  std::uint64_t expected = 0;
-  {
-    const base::Lock lock(mutex_);
-    expected = inbox_.rounds_applied + 1;
-  }
-  SwitchFlight frames;
-  frames.add_stale(round.pages, round.count, pass, false);
-  TRY(frames.send(*control_));
-  // A target that waits for room has not applied it either; nothing goes on by its word alone.
-  return await([this, expected]() UNDER_LOCK {
-    return inbox_.rounds_applied >= expected && !inbox_.no_room.has_value();
-  });
-}
-
-// Stale rounds: bitmaps only, until the user wants the switch and what is left fits the pause.
-Outcome SourceDriver::sync_until_switch() {
-  if (rounds_ == nullptr) {
-    if (options_.switch_policy == SwitchPolicy::kManual) {
-      TRY(await([this]() UNDER_LOCK { return inbox_.switch_asked; }));
-    }
-    return step(SourceEvent::kSwitchNow);
-  }
-  std::optional<base::Instant> wanted_since;
-  while (true) {
-    const auto round = TRY(rounds_->next_round());
-    note_dirty(round);
-    bool wanted = options_.switch_policy != SwitchPolicy::kManual;
-    {
-      const base::Lock lock(mutex_);
-      TRY(interrupted());
-      wanted = wanted || inbox_.switch_asked;
-    }
-    const base::Instant now = clock_.now();
-    if (wanted && !wanted_since.has_value()) {
-      wanted_since = now;
-    }
-    TRY(send_round(round, passes_done_));
-    if (wanted && (round.count <= options_.switch_page_budget ||
-                   now - *wanted_since >= options_.switch_wait)) {
-      return step(SourceEvent::kSwitchNow);
-    }
-    if (!wanted) {
-      const base::Lock lock(mutex_);
-      ++dirty_syncs_;
-      const base::Instant pause_end = clock_.now() + kManualSyncPause;
-      [[maybe_unused]] const bool told = changed_.wait_until(
-          mutex_, pause_end,
-          [this]() UNDER_LOCK { return inbox_.switch_asked || !interrupted().ok(); });
-    }
-  }
-}
-
-Outcome SourceDriver::push_until_complete() {
-  std::uint64_t limit = 0;
-  {
-    const base::Lock lock(mutex_);
-    limit = options_.max_postcopy_bandwidth;
-  }
-  // After a loss, holes may be among what the target misses.
-  const bool holes_first = rounds_ == nullptr || identity_.epoch > 1 || bulk_->was_cut();
-  bulk_->start_push(*order_, limit, holes_first,
-                    [this](std::uint8_t lane, std::uint32_t attempt, const base::Error& reason) {
-                      lose_lane(LaneName{wire::LaneRole::kBulk, lane}, attempt, reason);
-                    });
-  TRY(replace_lanes_until([this]() UNDER_LOCK { return inbox_.complete; }));
-  note_over();  // Before the target may go: a page server would wait for it for ever.
-  FrameHeader header;
-  header.type = FrameType::kCompleteAck;
-  // The target does not depend on hearing this.
-  [[maybe_unused]] const auto told = control_->send(header);
-  TRY(step(SourceEvent::kTargetComplete));
-  close_lanes();
-  return base::Done{};
-}
-
-// ---- shared -------------------------------------------------------------------------------------
-
-Outcome SourceDriver::await(const std::function<bool()>& ready) {
-  const base::Lock lock(mutex_);
-  changed_.wait(mutex_, [&]() UNDER_LOCK { return ready() || !interrupted().ok(); });
-  return ready() ? Outcome(base::Done{}) : interrupted();
-}
-
-Outcome SourceDriver::await_answer(const std::function<bool()>& ready) {
-  const base::Lock lock(mutex_);
-  const base::Instant patience = clock_.now() + options_.handshake_timeout;
-  const bool in_time = changed_.wait_until(
-      mutex_, patience, [&]() UNDER_LOCK { return ready() || !interrupted().ok(); });
-  if (!in_time) {
-    return fail(ErrorKind::kDisconnected, "handshake",
-                fmt::format("'{}' is silent since {} ms; is the target alive?", target_.to_string(),
-                            options_.handshake_timeout.count()));
-  }
-  return ready() ? Outcome(base::Done{}) : interrupted();
-}
-
-// The user's cancel counts before the order only; the target's words explain a lost lane.
-Outcome SourceDriver::interrupted() const {
-  if (inbox_.cancel && before_order(state_)) {
-    return fail(ErrorKind::kRefused, "migrate", "cancelled by the user");
-  }
-  if (inbox_.never.has_value()) {
-    return fail(ErrorKind::kRefused, "migrate",
-                fmt::format("the target cannot run this guest: {}", *inbox_.never));
-  }
-  if (inbox_.refused.has_value()) {
-    return fail(ErrorKind::kRefused, "migrate",
-                fmt::format("the target refused the guest: {}", *inbox_.refused));
-  }
-  if (inbox_.lost.has_value() && !inbox_.complete) {
-    return base::Err{*inbox_.lost};
-  }
-  return base::Done{};
-}
-
-void SourceDriver::lose(const base::Error& reason) {
-  const base::Lock lock(mutex_);
-  lose_locked(reason);
-}
-
-void SourceDriver::lose_locked(const base::Error& reason) {
-  if (!inbox_.lost.has_value()) {
-    inbox_.lost = reason;
-    // When the target has all or has said no, or this end's user did, it closes as agreed.
-    const bool as_agreed = inbox_.complete || inbox_.never.has_value() ||
-                           inbox_.refused.has_value() || inbox_.cancel || inbox_.held ||
-                           inbox_.leave;
-    if (!as_agreed) {
-      base::log(LogLevel::kWarning, "link.lost reason={}", base::to_string(reason));
-    }
-  }
-  if (bulk_ != nullptr && before_order(state_)) {
-    bulk_->stop();  // A pass may be blocked on a lane that nobody reads.
-  }
-  end_waiting();  // No lane of this epoch is of use any more.
-  if (flight_leaves_) {
-    // Its sender may be blocked in it. What the target said is read on.
-    ::shutdown(control_->fd(), SHUT_WR);
+Outcome SourceDriver::feed_locked(SourceInput input) {
+  input.at = clock_.now();
+  auto taken = brain_.on(input);
+  for (const SourceEffect& effect : brain_.take_effects()) {
+    perform(effect);
   }
   changed_.notify_all();
+  return taken;
 }
 
-Outcome SourceDriver::step(SourceEvent event) {
+void SourceDriver::perform(const SourceEffect& effect) {
+  using Kind = SourceEffect::Kind;
+  BulkSender* const bulk = epoch_ != nullptr ? epoch_->bulk() : nullptr;
+  switch (effect.kind) {
+    case Kind::kShow:
+      return observer_.on_status(effect.status);
+    case Kind::kReadControl:
+      return epoch_->read_control([this, lane = epoch_->control(), number = epoch_->number()] {
+        read_control(lane, number);
+      });
+    case Kind::kOweAll:
+      return owed_.add(PageRange{PageIndex{0}, layout_.pages()});
+    case Kind::kOweNothing:
+      statistics_.left_before = statistics_.left_before.value_or(owed_.count());
+      return owed_.clear();
+    case Kind::kOweNamed:
+      for (const PageRange& run : named_) {
+        owed_.add(run);
+      }
+      return;
+    case Kind::kOwedKnown:
+      return statistics_.left_before.reset();
+    case Kind::kCutPass:
+      return bulk != nullptr ? bulk->cut_pass() : void();
+    case Kind::kStopPass:
+      return bulk != nullptr ? bulk->stop() : void();
+    case Kind::kHoldBack:
+      return bulk->hold_back();
+    case Kind::kGoOn:
+      return bulk->go_on();
+    case Kind::kEndWaiting:
+      return end_waiting();
+    case Kind::kEndFlight:
+    case Kind::kFinishSending:
+      ::shutdown(epoch_->control()->fd(), SHUT_WR);
+      return;
+    case Kind::kCloseLanes:
+      return epoch_ != nullptr ? epoch_->close() : void();
+    case Kind::kOrder: {
+      statistics_.bytes_before_flight = bytes_sent();
+      ++statistics_.dirty_syncs;
+      const auto ordered = change_owner(machine_.gate(), OwnershipEvent::kOrder);
+      ENSURE(ordered.ok(), "a guest that was parked can be ordered away");
+      return;
+    }
+    case Kind::kTargetRuns:
+      return note_running();
+    case Kind::kGiveBack:
+      return give_back(effect.rule);
+    case Kind::kRelease:
+      return standby_.note_over();
+    case Kind::kStepped:
+    case Kind::kLinkLost:
+    case Kind::kLaneLost:
+    case Kind::kLaneNotReplaced:
+    case Kind::kLaneReplaced:
+    case Kind::kNoRoom:
+    case Kind::kRoomAgain:
+    case Kind::kEnds:
+    case Kind::kAttemptFailed:
+    case Kind::kRecovered:
+    case Kind::kTakenBack:
+      return tell(effect);
+  }
+}
+
+// For the log alone.
+void SourceDriver::tell(const SourceEffect& effect) {
+  using Kind = SourceEffect::Kind;
+  const SourceRule& rule = effect.rule;
+  if (effect.kind == Kind::kStepped) {
+    base::log(LogLevel::kInfo, "source.state from={} event={} to={}", to_string(rule.from),
+              to_string(rule.on), to_string(rule.to));
+    statistics_.ended = clock_.now();
+  } else if (effect.kind == Kind::kLinkLost && !effect.flag) {
+    base::log(LogLevel::kWarning, "link.lost reason={}", effect.text);
+  } else if (effect.kind == Kind::kLaneLost) {
+    base::log(LogLevel::kInfo, "lane.lost lane={} attempt={} reason={}", to_string(effect.lane),
+              effect.attempt, effect.text);
+  } else if (effect.kind == Kind::kLaneNotReplaced) {
+    base::log(LogLevel::kInfo, "lane.not_replaced lane={} attempt={} reason={}",
+              to_string(effect.lane), effect.attempt, effect.text);
+  } else if (effect.kind == Kind::kLaneReplaced) {
+    base::log(LogLevel::kInfo, "lane.replaced lane={} attempt={} reason={}", to_string(effect.lane),
+              effect.attempt, effect.text);
+  } else if (effect.kind == Kind::kNoRoom) {
+    base::log(LogLevel::kWarning, "target.no_room reason={}", effect.text);
+  } else if (effect.kind == Kind::kRoomAgain) {
+    base::log(LogLevel::kInfo, "target.room_again");
+  } else if (effect.kind == Kind::kEnds) {
+    base::log_owner(LogLevel::kInfo, "source.ends state={} event={} to={} reason={}",
+                    to_string(rule.from), to_string(rule.on), to_string(rule.to), effect.text);
+  } else if (effect.kind == Kind::kAttemptFailed) {
+    base::log(LogLevel::kInfo, "source.attempt_failed epoch={} attempt={} reason={}",
+              brain_.epoch(), brain_.attempts(), effect.text);
+  } else if (effect.kind == Kind::kRecovered) {
+    base::log(LogLevel::kInfo, "source.recovered epoch={} attempts={} ms={:.3f} owed_pages={}",
+              brain_.epoch(), effect.attempt, *brain_.last_recovery_ms(), brain_.missing_pages());
+  } else if (effect.kind == Kind::kTakenBack) {
+    base::log_owner(LogLevel::kWarning, "source.taken_back epoch={}", brain_.epoch());
+  }
+}
+
+// The gate, the ledger and the session's state are three copies of one fact: from here on nobody
+// gives the guest back. All in the critical section in which the word was read.
+void SourceDriver::note_running() {
+  const auto gone = change_owner(machine_.gate(), OwnershipEvent::kTargetRuns);
+  ENSURE(gone.ok(), "an ordered guest may run at its target");
+  standby_.note_running();
+  const auto running_at =
+      static_cast<std::int64_t>(*brain_.running_at_ns()) - statistics_.clock.offset_ns();
+  const auto parked_at = static_cast<std::int64_t>(base::to_ns(statistics_.parked_at));
+  statistics_.downtime_ms = static_cast<double>(running_at - parked_at) / 1e6;
+}
+
+// The ledger first: what was left of the guest is old once it runs here.
+void SourceDriver::give_back(const SourceRule& rule) {
+  if (machine_.gate().ownership() != Ownership::kHere) {
+    standby_.note_release();
+    OwnershipEvent event = OwnershipEvent::kRelease;
+    if (rule.on == SourceEvent::kTakeBack) {
+      event = OwnershipEvent::kTakeBack;
+    } else if (!before_order(rule.from)) {
+      // The target's own word, from the incarnation that has the order: it never will.
+      event = OwnershipEvent::kTargetRefused;
+    }
+    const auto back = change_owner(machine_.gate(), event);
+    ENSURE(back.ok(), "a guest that was held, or ordered and refused or taken back, is ours");
+  }
+  machine_.unpark();
+  observer_.on_guest_started();
+}
+
+// A connection or a handshake that nobody wants any more does not keep tl-source waiting.
+void SourceDriver::end_waiting() {
+  for (const int fd : waits_on_) {
+    ::shutdown(fd, SHUT_RDWR);
+  }
+}
+
+// ---- the user's calls ---------------------------------------------------------------------------
+
+void SourceDriver::start_postcopy() {
+  [[maybe_unused]] const auto asked = feed({.kind = SourceInput::Kind::kSwitchWord});
+}
+
+Outcome SourceDriver::cancel() {
+  return feed({.kind = SourceInput::Kind::kCancel});
+}
+
+Outcome SourceDriver::pause() {
+  return feed({.kind = SourceInput::Kind::kPause});
+}
+
+Outcome SourceDriver::resume(const std::optional<Uri>& target) {
+  return feed({.kind = SourceInput::Kind::kResume, .address = target});
+}
+
+Outcome SourceDriver::take_back() {
+  return feed({.kind = SourceInput::Kind::kTakeBack});
+}
+
+void SourceDriver::set_bandwidth(std::uint64_t max_bandwidth, std::uint64_t max_postcopy) {
   const base::Lock lock(mutex_);
-  return step_locked(event);
+  options_.max_bandwidth = max_bandwidth;
+  options_.max_postcopy_bandwidth = max_postcopy;
+  if (epoch_ != nullptr && epoch_->bulk() != nullptr) {
+    epoch_->bulk()->set_bandwidth(before_order(brain_.state()) ? max_bandwidth : max_postcopy);
+  }
 }
 
-Outcome SourceDriver::step_locked(SourceEvent event) {
-  const SourceRule rule = TRY(runtime::step(state_, event));
-  base::log(LogLevel::kInfo, "source.state from={} event={} to={}", to_string(rule.from),
-            to_string(event), to_string(rule.to));
-  state_ = rule.to;
-  if (is_final(status_of(state_))) {
-    ended_ = clock_.now();
-  }
-  show(status_of(state_));
-  return base::Done{};
+bool SourceDriver::holds_the_guest() const {
+  const base::Lock lock(mutex_);
+  return !before_order(brain_.state()) && brain_.state() != SourceState::kCompleted &&
+         machine_.gate().ownership() != Ownership::kHere;
 }
 
-void SourceDriver::show(MigrationStatus status) {
-  if (status != shown_) {
-    shown_ = status;
-    observer_.on_status(status);
-  }
+bool SourceDriver::may_be_left() const {
+  const base::Lock lock(mutex_);
+  return !before_order(brain_.state()) && !is_final(brain_.shown()) && standby_.kept_elsewhere();
 }
 
 }  // namespace towline::runtime

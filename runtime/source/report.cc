@@ -1,81 +1,24 @@
 // What a source is asked by its user, and what it tells of itself.
-#include <algorithm>
-
-#include <fmt/format.h>
-
 #include "runtime/source/driver.h"
 
 namespace towline::runtime {
-namespace {
-
-using base::ErrorKind;
-using base::fail;
-using base::Outcome;
-
-}  // namespace
-
-void SourceDriver::start_postcopy() {
-  const base::Lock lock(mutex_);
-  inbox_.switch_asked = true;
-  if (bulk_ != nullptr && before_order(state_)) {
-    bulk_->cut_pass();
-  }
-  changed_.notify_all();
-}
-
-Outcome SourceDriver::cancel() {
-  const base::Lock lock(mutex_);
-  if (is_final(shown_)) {
-    return base::Done{};
-  }
-  if (!before_order(state_)) {
-    return fail(ErrorKind::kRefused, "cancel",
-                "Postcopy migration in progress, cannot cancel: the guest belongs to the target "
-                "since the run order");
-  }
-  inbox_.cancel = true;
-  show(MigrationStatus::kCancelling);
-  if (bulk_ != nullptr) {
-    bulk_->stop();
-  }
-  end_waiting();
-  changed_.notify_all();
-  return base::Done{};
-}
-
-void SourceDriver::set_bandwidth(std::uint64_t max_bandwidth, std::uint64_t max_postcopy) {
-  const base::Lock lock(mutex_);
-  options_.max_bandwidth = max_bandwidth;
-  options_.max_postcopy_bandwidth = max_postcopy;
-  if (bulk_ != nullptr) {
-    bulk_->set_bandwidth(before_order(state_) ? max_bandwidth : max_postcopy);
-  }
-}
-
-bool SourceDriver::holds_the_guest() const {
-  const base::Lock lock(mutex_);
-  return !before_order(state_) && state_ != SourceState::kCompleted &&
-         machine_.gate().ownership() != Ownership::kHere;
-}
-
 std::uint64_t SourceDriver::bytes_sent() const {
-  return bytes_of_past_epochs_ + (control_ != nullptr ? control_->bytes_sent() : 0) +
-         (bulk_ != nullptr ? bulk_->bytes_sent() : 0) +
-         (server_ != nullptr ? server_->bytes_sent() : 0);
+  return statistics_.bytes_of_past_epochs + (epoch_ != nullptr ? epoch_->bytes_sent() : 0);
 }
 
 void SourceDriver::fill_rates(MigrationReport& report) const {
-  const base::Instant now = is_final(shown_) ? ended_ : clock_.now();
-  const double elapsed = std::chrono::duration<double>(now - window_.at).count();
+  const base::Instant now = is_final(brain_.shown()) ? statistics_.ended : clock_.now();
+  const double elapsed = std::chrono::duration<double>(now - statistics_.window.at).count();
   if (elapsed >= 0.1) {
     const std::uint64_t pages = report.normal_pages + report.zero_pages;
-    mbps_ = static_cast<double>(report.transferred - window_.bytes) * 8 / elapsed / 1e6;
-    pages_per_second_ =
-        static_cast<std::uint64_t>(static_cast<double>(pages - window_.pages) / elapsed);
-    window_ = Sample{now, report.transferred, pages};
+    statistics_.mbps =
+        static_cast<double>(report.transferred - statistics_.window.bytes) * 8 / elapsed / 1e6;
+    statistics_.pages_per_second =
+        static_cast<std::uint64_t>(static_cast<double>(pages - statistics_.window.pages) / elapsed);
+    statistics_.window = SourceStatistics::Sample{now, report.transferred, pages};
   }
-  report.mbps = mbps_;
-  report.pages_per_second = pages_per_second_;
+  report.mbps = statistics_.mbps;
+  report.pages_per_second = statistics_.pages_per_second;
 }
 
 MigrationReport SourceDriver::report() const {
@@ -83,46 +26,47 @@ MigrationReport SourceDriver::report() const {
   using std::chrono::milliseconds;
   MigrationReport report;
   const base::Lock lock(mutex_);
-  report.status = shown_;
-  report.error =
-      attempt_error_.empty() ? error_ : fmt::format("{}; last attempt: {}", error_, attempt_error_);
-  report.overdue = overdue_;
-  if (before_order(state_) && !is_final(shown_)) {
-    report.waits_for = inbox_.no_room.value_or("");
+  report.status = brain_.shown();
+  report.error = brain_.reason();
+  report.overdue = statistics_.overdue;
+  report.waits_for = brain_.no_room();
+  const base::Instant end = is_final(brain_.shown()) ? statistics_.ended : clock_.now();
+  report.total_time = duration_cast<milliseconds>(end - statistics_.started);
+  if (statistics_.set_up > statistics_.started) {
+    report.setup_time = duration_cast<milliseconds>(statistics_.set_up - statistics_.started);
   }
-  const base::Instant end = is_final(shown_) ? ended_ : clock_.now();
-  report.total_time = duration_cast<milliseconds>(end - started_);
-  if (set_up_ > started_) {
-    report.setup_time = duration_cast<milliseconds>(set_up_ - started_);
-  }
-  report.downtime_ms = downtime_ms_;
-  report.downtime_error_ms = static_cast<double>(clock_offset_.error_ns()) / 1e6;
+  report.downtime_ms = statistics_.downtime_ms;
+  report.downtime_error_ms = static_cast<double>(statistics_.clock.error_ns()) / 1e6;
   report.expected_downtime_ms = 1;
   report.total_bytes = layout_.bytes().value;
   report.transferred = bytes_sent();
-  const bool ordered = bytes_before_flight_ != 0 || heir_;
-  report.precopy_bytes = ordered ? bytes_before_flight_ : report.transferred;
-  report.downtime_bytes = ordered ? bytes_after_flight_ - bytes_before_flight_ : 0;
-  report.postcopy_bytes =
-      heir_ || bytes_after_flight_ != 0 ? report.transferred - bytes_after_flight_ : 0;
+  const bool ordered = statistics_.bytes_before_flight != 0 || statistics_.heir;
+  report.precopy_bytes = ordered ? statistics_.bytes_before_flight : report.transferred;
+  report.downtime_bytes =
+      ordered ? statistics_.bytes_after_flight - statistics_.bytes_before_flight : 0;
+  report.postcopy_bytes = statistics_.heir || statistics_.bytes_after_flight != 0
+                              ? report.transferred - statistics_.bytes_after_flight
+                              : 0;
   report.normal_pages = counters_.normal;
   report.zero_pages = counters_.zeros;
-  const std::uint64_t scanned = state_ == SourceState::kPassing && passes_done_ == 0
+  const std::uint64_t scanned = brain_.state() == SourceState::kPassing && brain_.passes_done() == 0
                                     ? counters_.scanned.load()
                                     : layout_.pages().value;
   const std::uint64_t left =
-      layout_.pages().value - scanned + left_before_.value_or(owed_.count()).value;
+      layout_.pages().value - scanned + statistics_.left_before.value_or(owed_.count()).value;
   report.page_size = layout_.mean_page().value;
-  report.remaining_bytes = shown_ == MigrationStatus::kCompleted ? 0 : left * report.page_size;
-  report.dirty_sync_count = dirty_syncs_;
-  report.dirty_pages_rate = shown_ == MigrationStatus::kCompleted ? 0 : dirty_rate_;
+  report.remaining_bytes =
+      brain_.shown() == MigrationStatus::kCompleted ? 0 : left * report.page_size;
+  report.dirty_sync_count = statistics_.dirty_syncs;
+  report.dirty_pages_rate =
+      brain_.shown() == MigrationStatus::kCompleted ? 0 : statistics_.dirty_rate;
   report.postcopy_requests = counters_.requests;
   report.pages_after_switch = counters_.after_switch;
-  report.epoch = identity_.epoch;
-  report.recoveries = recoveries_;
-  report.lanes_replaced = lanes_replaced_;
-  report.last_recovery_ms = last_recovery_ms_;
-  report.page_server = standby_ != nullptr ? standby_->report() : past_standby_;
+  report.epoch = brain_.epoch();
+  report.recoveries = brain_.recoveries();
+  report.lanes_replaced = brain_.lanes_replaced();
+  report.last_recovery_ms = brain_.last_recovery_ms();
+  report.page_server = standby_.report();
   fill_rates(report);
   return report;
 }

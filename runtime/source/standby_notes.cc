@@ -1,10 +1,10 @@
-// What the source leaves to its page server, and how that one goes on as its heir.
+#include "runtime/source/standby_notes.h"
+
 #include <algorithm>
 #include <utility>
 
 #include "base/ensure.h"
 #include "base/log.h"
-#include "runtime/source/driver.h"
 #include "runtime/standby/record.h"
 
 namespace towline::runtime {
@@ -43,140 +43,117 @@ std::vector<StandbyRecord::MemoryRegion> memory_of(const Machine& machine, Given
 
 }  // namespace
 
-// ---- at the source, on tl-source ----------------------------------------------------------------
+void StandbyNotes::keep(std::shared_ptr<StandbyLedger> ledger,
+                        std::vector<StandbyRecord::MemoryRegion> regions, bool kept_elsewhere) {
+  kept_ = true;
+  kept_elsewhere_ = kept_elsewhere;
+  regions_ = std::move(regions);
+  const base::Lock lock(mutex_);
+  ledger_ = std::move(ledger);
+}
 
-// Everything that is large or slow, while the guest runs. Who asked for a page server does not want
-// to switch without one.
-Outcome SourceDriver::find_page_server() {
+Outcome StandbyNotes::find(const Machine& machine, StandbyRecord record,
+                           const PageServerChoice& choice) {
   if (kept_) {
-    const auto encoded = TRY(encode_record(record_of(kept_regions_)));
-    return ledger_->renew(encoded);
+    record.regions = regions_;
+    const auto encoded = TRY(encode_record(record));
+    return ledger()->renew(encoded);
   }
-  if (options_.page_server.kind == PageServerChoice::Kind::kNone) {
+  if (choice.kind == PageServerChoice::Kind::kNone) {
     return base::Done{};
   }
   GivenFiles files;
-  const auto encoded = TRY(encode_record(record_of(memory_of(machine_, files))));
+  record.regions = memory_of(machine, files);
+  const auto encoded = TRY(encode_record(record));
   auto ledger =
       std::make_shared<StandbyLedger>(TRY(StandbyLedger::create(encoded, files.fds.size())));
-  auto standby = TRY(StandbyLink::open(options_.page_server, ledger, std::move(files.fds)));
+  auto link = TRY(StandbyLink::open(choice, ledger, std::move(files.fds)));
   const base::Lock lock(mutex_);
   ledger_ = std::move(ledger);
-  standby_ = std::move(standby);
-  return interrupted();
+  link_ = std::move(link);
+  return base::Done{};
 }
 
-StandbyRecord SourceDriver::record_of(std::vector<StandbyRecord::MemoryRegion> regions) const {
-  StandbyRecord record;
-  record.id = identity_.id;
-  record.incarnation = identity_.incarnation;
-  record.target_incarnation = target_incarnation_;
-  record.session_secret = session_secret_;
-  record.target = target_;
-  record.options = options_;
-  record.shape = machine_.shape();
-  record.regions = std::move(regions);
-  return record;
+std::shared_ptr<StandbyLedger> StandbyNotes::ledger() const {
+  const base::Lock lock(mutex_);
+  return ledger_;
 }
 
-// Within the blackout: some writes to memory, and nobody is waited for. An acknowledgement would
-// say that the server lived a moment ago, which is as much as is known without it.
-Outcome SourceDriver::leave_state(std::span<const std::byte> encoded) {
-  if (ledger_ == nullptr) {
+Outcome StandbyNotes::await(std::chrono::milliseconds patience) const {
+  std::shared_ptr<StandbyLink> link;
+  {
+    const base::Lock lock(mutex_);
+    link = link_;
+  }
+  return link == nullptr ? Outcome(base::Done{}) : link->await(patience);
+}
+
+Outcome StandbyNotes::leave_state(const StandbyLedger::Parked& parked) const {
+  const auto into = ledger();
+  if (into == nullptr) {
     return base::Done{};
   }
-  StandbyLedger::Parked parked;
-  parked.state = encoded;
-  parked.at_ns = base::to_ns(parked_at_);
-  {
-    const base::Lock lock(mutex_);
-    parked.clock_offset_ns = clock_offset_.offset_ns();
-    parked.clock_error_ns = clock_offset_.error_ns();
+  return kept_ ? into->set_times(parked) : into->park(parked);
+}
+
+Outcome StandbyNotes::note(StandbyPhase phase) const {
+  const auto into = ledger();
+  return into == nullptr ? Outcome(base::Done{}) : into->set_phase(phase);
+}
+
+Outcome StandbyNotes::note_epoch(std::uint64_t epoch) const {
+  const auto into = ledger();
+  return into == nullptr ? Outcome(base::Done{}) : into->set_epoch(epoch);
+}
+
+Outcome StandbyNotes::note_address(const Uri& at) const {
+  const auto into = ledger();
+  return into == nullptr ? Outcome(base::Done{}) : into->set_address(at.to_string());
+}
+
+void StandbyNotes::note_running() const {
+  if (const auto noted = note(StandbyPhase::kServing); !noted.ok()) {
+    base::log(LogLevel::kError, "page_server.not_told reason={} so={}",
+              base::to_string(noted.error()),
+              "the target runs the guest, and an heir would have to ask it");
   }
-  return kept_ ? ledger_->set_times(parked) : ledger_->park(parked);
 }
 
-Outcome SourceDriver::note_phase(StandbyPhase phase) const {
-  return ledger_ == nullptr ? Outcome(base::Done{}) : ledger_->set_phase(phase);
-}
-
-Outcome SourceDriver::note_epoch() const {
-  return ledger_ == nullptr ? Outcome(base::Done{}) : ledger_->set_epoch(identity_.epoch);
-}
-
-Outcome SourceDriver::note_address() const {
-  return ledger_ == nullptr ? Outcome(base::Done{}) : ledger_->set_address(target_.to_string());
-}
-
-// Before the guest may run here: what was left of it is old from then on, and must never be
-// believed.
-void SourceDriver::note_release() const {
-  const auto noted = note_phase(kept_ ? StandbyPhase::kParked : StandbyPhase::kRunning);
+void StandbyNotes::note_release() const {
+  const auto noted = note(kept_ ? StandbyPhase::kParked : StandbyPhase::kRunning);
   ENSURE(noted.ok(), "a word of the ledger, in memory that is there, can be written");
 }
 
-void SourceDriver::note_over() const {
-  const auto noted = note_phase(StandbyPhase::kOver);
+void StandbyNotes::note_over() const {
+  const auto noted = note(StandbyPhase::kOver);
   ENSURE(noted.ok(), "a word of the ledger, in memory that is there, can be written");
 }
 
-// A guest that runs on here needs nobody; what an heir could not give away, it keeps.
-void SourceDriver::note_end() {
-  std::unique_ptr<StandbyLink> standby;
+void StandbyNotes::end() {
+  std::shared_ptr<StandbyLink> link;
   {
     const base::Lock lock(mutex_);
-    if (standby_ == nullptr || !is_final(status_of(state_))) {
+    if (link_ == nullptr) {
       return;
     }
-    note_over();
-    past_standby_ = standby_->report();
-    past_standby_->stands_by = false;
-    standby = std::move(standby_);
+    link = link_;
   }
+  note_over();
+  const base::Lock lock(mutex_);
+  past_ = link->report();
+  past_->stands_by = false;
+  link_.reset();
   // Its end closes the connection: the server reads the ledger, and goes.
 }
 
-bool SourceDriver::may_be_left() const {
+bool StandbyNotes::kept_elsewhere() const {
   const base::Lock lock(mutex_);
-  const bool elsewhere = kept_ ? kept_elsewhere_ : standby_ != nullptr && standby_->stands_by();
-  return !before_order(state_) && !is_final(shown_) && elsewhere;
+  return kept_ ? kept_elsewhere_ : link_ != nullptr && link_->stands_by();
 }
 
-// ---- at the page server -------------------------------------------------------------------------
-
-void SourceDriver::begin_from(Kept kept) {
-  kept_ = true;
-  kept_elsewhere_ = kept.kept_elsewhere;
-  kept_regions_ = std::move(kept.regions);
-  ledger_ = std::move(kept.ledger);
-  begin();
-}
-
-void SourceDriver::begin_as_heir(Legacy legacy) {
-  const bool serving = legacy.words.phase == StandbyPhase::kServing;
-  heir_ = true;
-  kept_ = true;
-  kept_elsewhere_ = legacy.kept_elsewhere;
-  ledger_ = std::move(legacy.ledger);
-  identity_ = std::move(legacy.identity);
-  session_secret_ = std::move(legacy.session_secret);
-  target_incarnation_ = legacy.target_incarnation;
-  parked_at_ = base::Instant(base::Duration(static_cast<std::int64_t>(legacy.words.parked_at_ns)));
-  {
-    const base::Lock lock(mutex_);
-    started_ = clock_.now();
-    set_up_ = started_;
-    window_.at = started_;
-    lost_at_ = started_;
-    clock_offset_ = ClockOffset(legacy.words.clock_offset_ns, legacy.words.clock_error_ns);
-    error_ = std::move(legacy.reason);
-    state_ = serving ? SourceState::kServingPaused : SourceState::kOrderedPaused;
-    base::log_owner(LogLevel::kWarning, "source.heir state={} epoch={} reason={}",
-                    to_string(state_), identity_.epoch, error_);
-    show(status_of(state_));
-  }
-  watch_thread_ = base::NamedThread("tl-watch", [this] { watch(); });
-  thread_ = base::NamedThread("tl-source", [this] { run(); });
+std::optional<PageServerReport> StandbyNotes::report() const {
+  const base::Lock lock(mutex_);
+  return link_ != nullptr ? link_->report() : past_;
 }
 
 }  // namespace towline::runtime

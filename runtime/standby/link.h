@@ -10,7 +10,7 @@
 #include "base/fd.h"
 #include "base/sync.h"
 #include "base/thread.h"
-#include "runtime/link/backoff.h"
+#include "runtime/core/backoff.h"
 #include "runtime/migration.h"
 #include "runtime/options.h"
 #include "runtime/standby/handover.h"

@@ -106,6 +106,20 @@ TEST_CASE("the lanes for pages greet all at once: one does not wait for another'
   CHECK(names == std::vector<std::string>{"0", "1", "2", "urgent"});
 }
 
+TEST_CASE("a lane that another process answers is of no use, whatever it can prove") {
+  PatientTarget target;  // Of incarnation 0.
+  runtime::LaneIdentity identity;
+  identity.target_incarnation = 7;
+  const auto opened = runtime::open_data_lanes(target.at(), runtime::MigrationOptions{}, identity,
+                                               kBulkLanes, {}, [&] {
+                                                 const auto greetings = target.take(1 + kBulkLanes);
+                                                 CHECK(greetings.size() == 1 + kBulkLanes);
+                                                 return base::Outcome(base::Done{});
+                                               });
+  REQUIRE_FALSE(opened.ok());
+  CHECK(base::to_string(opened.error()).find("another process") != std::string::npos);
+}
+
 TEST_CASE("one lane that is refused fails them all, and its reason is told") {
   auto uri = runtime::Uri::parse("tcp:127.0.0.1:0");
   REQUIRE(uri.ok());

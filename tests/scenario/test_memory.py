@@ -28,8 +28,8 @@ class PausingCase(moves.MoveCase):
             answer = machine.qmp.migration()
             self.assertEqual(answer['status'], 'active')
             self.assertNotIn('error-desc', answer)
-        self.assertIn('target.no_room', self.source.err.text())
-        self.assertIn('memory.no_room', self.target.err.text())
+        self.source.err.wait_for(lambda line: 'target.no_room' in line, 'the source to say so')
+        self.target.err.wait_for(lambda line: 'memory.no_room' in line, 'the target to say so')
         self.assertEqual(self.source.qmp.run_state(), 'running')
         self.guest.wait_reports(2)
         return reason

@@ -495,7 +495,9 @@ class ADaemon(DaemonCase):
     def test_it_survives_its_own_restarts_and_serves_the_next_source_too(self):
         self.start_daemon()
         self.in_postcopy(f'unix:{self.path}')
-        self.assertEqual(self.store.names(), ['towline-ledger', 'towline-memory-0'])
+        # The store reads what it was given in a thread of its own.
+        waiting.until(lambda: self.store.names() == ['towline-ledger', 'towline-memory-0'],
+                      'both files in the store')
         # While the source lives: it finds the new one by itself.
         self.daemon.kill()
         daemon = self.start_daemon()

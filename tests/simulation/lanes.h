@@ -54,6 +54,7 @@ struct SourceLanes {
   std::vector<Connection*> bulk;
   std::map<std::uint64_t, Fate> fates;  ///< By lane_code().
   int threads = 0;
+  bool control_read = false;  ///< To its end.
   bool closed = false;
   bool push = false;  ///< The bulk lanes may begin.
 };

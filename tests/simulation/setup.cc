@@ -124,6 +124,8 @@ std::string_view to_string(Plant plant) {
       return "lane-not-asked";
     case Plant::kRunningUnnoted:
       return "running-unnoted";
+    case Plant::kGateUntold:
+      return "gate-untold";
   }
   __builtin_unreachable();
 }

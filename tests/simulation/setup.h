@@ -96,9 +96,10 @@ enum class Plant : std::uint8_t {
   kLaneMissingEarly,      ///< What is missing is told before a replaced lane's receiver has ended.
   kLaneNotAsked,          ///< What was asked for on a lost urgent lane is not asked for again.
   kRunningUnnoted,        ///< In a recovery *running* is noted only when all was told.
+  kGateUntold,            ///< The source's gate does not hear that the target runs the guest.
 };
 
-inline constexpr int kPlants = static_cast<int>(Plant::kRunningUnnoted) + 1;
+inline constexpr int kPlants = static_cast<int>(Plant::kGateUntold) + 1;
 
 std::string_view to_string(Plant plant);
 

@@ -103,7 +103,12 @@ std::optional<Arguments> parse(int argc, char** argv) {
 template <typename Rules, typename Taken>
 std::size_t print_rules(const char* table, const Rules& rules, const Taken& taken) {
   std::size_t count = 0;
+  std::size_t wanted = 0;
   for (const auto& rule : rules) {
+    if (towline::simulation::never_taken(rule)) {
+      continue;
+    }
+    ++wanted;
     const bool was_taken = taken.contains({rule.from, rule.on});
     count += was_taken ? 1 : 0;
     if (!was_taken) {
@@ -111,8 +116,8 @@ std::size_t print_rules(const char* table, const Rules& rules, const Taken& take
                   to_string(rule.on).data());
     }
   }
-  std::printf("rules taken: %s %zu of %zu\n", table, count, rules.size());
-  return rules.size() - count;
+  std::printf("rules taken: %s %zu of %zu\n", table, count, wanted);
+  return wanted - count;
 }
 
 std::size_t print_coverage(const Coverage& coverage) {

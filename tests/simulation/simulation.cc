@@ -62,6 +62,7 @@ class Run {
           to_string(source_.state()).data(), static_cast<unsigned long long>(world_.source_epoch),
           to_string(target_.state()).data(), static_cast<unsigned long long>(target_.epoch()),
           static_cast<unsigned long long>(target_.map().missing().value));
+      std::printf("source: %s\n", source_.dump().c_str());
     }
     return {world_.violation, completed(), steps, world_.coverage};
   }
@@ -297,6 +298,8 @@ class Run {
   void check_source_fate() {
     const SourceState source = source_.state();
     const bool resumed = runtime::before_order(source);
+    expect(!source_.heard_running() || source_.ownership() == Ownership::kGone,
+           "the source knows that the guest runs there, and its gate does not");
     expect(!resumed || source_.guest_runs(), "the source's guest is parked for nothing");
     expect(resumed || source == SourceState::kCompleted || source_.paused(),
            "the source does not know that the link is down");

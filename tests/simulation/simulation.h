@@ -30,4 +30,17 @@ struct Result {
 
 Result simulate(const Setup& setup, bool trace = false);
 
+/// No run takes it: nobody reads a control lane while the source is paused, because its reader was
+/// joined before. The table has the rule all the same, so that nothing depends on that
+/// (source_protocol_test.cc feeds it).
+constexpr bool never_taken(const runtime::SourceRule& rule) {
+  return rule.from == runtime::SourceState::kOrderedPaused &&
+         rule.on == runtime::SourceEvent::kTargetRunning;
+}
+
+template <typename Rule>
+constexpr bool never_taken(const Rule& /*rule*/) {
+  return false;
+}
+
 }  // namespace towline::simulation

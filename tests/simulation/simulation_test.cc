@@ -88,6 +88,7 @@ TEST_CASE("a lane that breaks alone takes nothing with it that was promised") {
 TEST_CASE("data lanes that break after the switch are replaced, mostly in their epoch") {
   const Coverage coverage = hold(Trouble::kLanes, 1500);
   CHECK(met(coverage, "a lane that was replaced"));
+  CHECK(met(coverage, "a lane that could not be replaced"));
   CHECK(met(coverage, "an attempt that was overtaken"));
 }
 
@@ -162,7 +163,7 @@ TEST_CASE("a pass for which there is no room waits until there is, and nothing o
 
 TEST_CASE("the seeds take every rule of every table and meet what only luck brings about") {
   Coverage coverage;
-  for (std::uint64_t seed = 100'000; seed < 100'000 + 5000 / kShare; ++seed) {
+  for (std::uint64_t seed = 160'000; seed < 160'000 + 6000 / kShare; ++seed) {
     const Result result = simulate(Setup::of(seed, trouble_of(seed)));
     CAPTURE(seed);
     REQUIRE_FALSE(result.violation.has_value());
@@ -174,7 +175,7 @@ TEST_CASE("the seeds take every rule of every table and meet what only luck brin
   for (const runtime::SourceRule& rule : runtime::kSourceRules) {
     CAPTURE(to_string(rule.from));
     CAPTURE(to_string(rule.on));
-    CHECK(coverage.source.contains({rule.from, rule.on}));
+    CHECK(coverage.source.contains({rule.from, rule.on}) != never_taken(rule));
   }
   for (const runtime::TargetRule& rule : runtime::kTargetRules) {
     CAPTURE(to_string(rule.from));
@@ -192,8 +193,7 @@ TEST_CASE("the seeds take every rule of every table and meet what only luck brin
         "a connection that went nowhere", "a connection that nobody took",
         "a control lane that was overtaken", "a lane that was overtaken",
         "an epoch that was overtaken before it began", "another incarnation answered",
-        "a stranger was sent away", "a lane that was replaced", "a lane that could not be replaced",
-        "an attempt that was overtaken", "two lanes that broke together"}) {
+        "a stranger was sent away", "a lane that was replaced", "two lanes that broke together"}) {
     CAPTURE(event);
     CHECK(coverage.events[event] > 0);
   }
@@ -404,6 +404,11 @@ TEST_CASE("planted: a source that notes only at a recovery's end that the target
   CHECK(is_among(found(Plant::kRunningUnnoted, Trouble::kStorm), {kTwoCopies}));
 }
 
+TEST_CASE("planted: a gate that is not told that the target runs the guest is found") {
+  CHECK(is_among(found(Plant::kGateUntold),
+                 {"the source knows that the guest runs there, and its gate does not"}));
+}
+
 TEST_CASE("planted: a lane of an earlier attempt that is taken is found") {
   CHECK(is_among(found(Plant::kOldAttemptAccepted, Trouble::kLanes),
                  {"the target went back to an older attempt at a lane",
@@ -417,7 +422,7 @@ TEST_CASE("planted: a replaced lane whose receiver goes on is found") {
 
 TEST_CASE("planted: a missing set that is told before a lane's receiver has ended is found") {
   // Rare: once in some thousands of runs.
-  CHECK(is_among(found(Plant::kLaneMissingEarly, Trouble::kLanes, 4000),
+  CHECK(is_among(found(Plant::kLaneMissingEarly, Trouble::kLanes, 16'000),
                  {"a missing page was not told behind the fence of a lane"}));
 }
 

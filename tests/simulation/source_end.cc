@@ -1,34 +1,50 @@
 #include "tests/simulation/source_end.h"
 
 #include <algorithm>
-
-#include "base/crc32c.h"
+#include <utility>
 
 namespace towline::simulation {
 
-using base::PageCount;
+using base::ErrorKind;
 using base::PageIndex;
 using base::PageRange;
+using runtime::LaneName;
 using runtime::OwnershipEvent;
 using runtime::SourceAction;
+using runtime::SourceEffect;
 using runtime::SourceEvent;
+using runtime::SourceInput;
+using runtime::SourceRule;
 using runtime::SourceState;
-using runtime::wire::FrameHeader;
-using runtime::wire::FrameType;
-using runtime::wire::kPostcopyRound;
 using runtime::wire::LaneRole;
 
 namespace {
 
-constexpr std::uint64_t kFlightPages = 3;
+// A target that died is asked so often; then somebody has to look.
+constexpr std::uint64_t kAttemptsAtTheDead = 3;
+constexpr std::uint64_t kPlantedPatience = 2;
 
-void append_frame(std::vector<std::byte>& bytes, FrameHeader header,
-                  std::span<const std::byte> payload = {}) {
-  header.length = static_cast<std::uint32_t>(payload.size());
-  header.payload_crc = base::crc32c(payload);
-  const auto head = runtime::wire::encode_header(header);
-  bytes.insert(bytes.end(), head.begin(), head.end());
-  bytes.insert(bytes.end(), payload.begin(), payload.end());
+runtime::MigrationOptions options_of(const Setup& setup) {
+  runtime::MigrationOptions options;
+  options.switch_policy =
+      setup.manual_switch ? runtime::SwitchPolicy::kManual : runtime::SwitchPolicy::kAfterPass;
+  options.passes = setup.passes;
+  options.bulk_lanes = static_cast<std::uint32_t>(setup.bulk_lanes);
+  options.switch_page_budget = setup.sync_budget;
+  options.switch_wait = std::chrono::milliseconds(1);  // A thousand steps.
+  return options;
+}
+
+std::vector<SourceRule> rules_of(Plant plant) {
+  std::vector<SourceRule> rules(runtime::kSourceRules.begin(), runtime::kSourceRules.end());
+  for (SourceRule& rule : rules) {
+    if (plant == Plant::kResumeOnLoss && rule.from == SourceState::kOrdered &&
+        rule.on == SourceEvent::kLinkLost) {
+      rule.to = SourceState::kFailed;
+      rule.act = SourceAction::kResumeGuest;
+    }
+  }
+  return rules;
 }
 
 }  // namespace
@@ -40,7 +56,9 @@ SourceEnd::SourceEnd(World& world, SourceGuest& guest, Network& network, const I
       identity_(identity),
       owed_(world.layout.pages()),
       order_(world.setup.window_order ? runtime::make_window_order(world.layout.pages())
-                                      : runtime::make_address_order(world.layout.pages())) {
+                                      : runtime::make_address_order(world.layout.pages())),
+      rules_(rules_of(world.setup.plant)),
+      brain_(runtime::Uri{}, options_of(world.setup), world.layout.pages(), rules_) {
   SourceLanes& lanes = epochs_.emplace_back(1);
   lanes.control = &network.tie(runtime::wire::LaneRole::kControl);
   lanes.urgent = &network.tie(runtime::wire::LaneRole::kUrgent);
@@ -51,8 +69,6 @@ SourceEnd::SourceEnd(World& world, SourceGuest& guest, Network& network, const I
 
 void SourceEnd::start() {
   world_.add_actor(Process::kSource, "source session", session());
-  start_thread(lanes(), "control", control_reader(lanes()));
-  start_bulk(lanes());
 }
 
 void SourceEnd::start_bulk(SourceLanes& lanes) {
@@ -72,266 +88,283 @@ Task SourceEnd::counted(SourceLanes& lanes, Task work) {
   --lanes.threads;
 }
 
-// ---- the session --------------------------------------------------------------------------------
+// ---- the brain ----------------------------------------------------------------------------------
 
-/// Waits for what `ready` says, or for what ends the migration before.
-Pause SourceEnd::until_told(std::function<bool()> ready) {
-  return until([this, ready = std::move(ready)] { return ready() || interrupted(); });
+bool SourceEnd::feed(SourceInput input) {
+  input.at = world_.clock.now();
+  const bool taken = brain_.on(input).ok();
+  for (const SourceEffect& effect : brain_.take_effects()) {
+    perform(effect);
+  }
+  return taken;
 }
 
-Task SourceEnd::session() {
-  co_await simulation::step();  // The lanes are being opened.
-  if (interrupted() || !step(SourceEvent::kLanesReady)) {
-    co_return end();
+void SourceEnd::perform(const SourceEffect& effect) {
+  using Kind = SourceEffect::Kind;
+  switch (effect.kind) {
+    case Kind::kStepped:
+      return on_stepped(effect.rule);
+    case Kind::kReadControl:
+      return start_thread(lanes(), "control", control_reader(lanes()));
+    case Kind::kOweAll:
+      return owed_.add({PageIndex{0}, world_.layout.pages()});
+    case Kind::kOweNothing:
+      return world_.planted(Plant::kOwedKept) ? void() : owed_.clear();
+    case Kind::kOweNamed:
+      for (const PageRange& run : named_) {
+        if (!world_.planted(Plant::kOwedKept)) {
+          owed_.add(run);
+        }
+        for (std::uint64_t page = run.first.value; page < run.end().value; ++page) {
+          told_.insert(page);
+        }
+      }
+      return;
+    case Kind::kOwedKnown:
+      if (state() == SourceState::kServing) {
+        world_.told_of_lane();
+      }
+      return told_.clear();
+    case Kind::kCutPass:
+      cut_ = true;
+      return;
+    case Kind::kStopPass:
+      return stop_pass();
+    case Kind::kHoldBack:
+    case Kind::kGoOn:
+      no_room_ = effect.kind == Kind::kHoldBack;
+      return;
+    case Kind::kEndWaiting:
+      waiting_ended_ = true;
+      return;
+    case Kind::kEndFlight:
+    case Kind::kFinishSending:
+      patient_ = world_.random.once_in(2);
+      return lanes().control->to_target.close();
+    case Kind::kCloseLanes:
+      return close_lanes(lanes());
+    case Kind::kOrder:
+      return gate(OwnershipEvent::kOrder);
+    case Kind::kTargetRuns:
+      return world_.planted(Plant::kGateUntold) ? void() : gate(OwnershipEvent::kTargetRuns);
+    case Kind::kGiveBack:
+      return give_back(effect.rule);
+    case Kind::kRelease:
+      world_.source_released = true;
+      return;
+    case Kind::kLaneLost:
+      if (brain_.link_lost()) {
+        world_.saw("two lanes that broke together");
+      }
+      return;
+    case Kind::kLaneNotReplaced:
+      world_.saw("an attempt at a lane that failed");
+      return;
+    case Kind::kLaneReplaced:
+      world_.saw("a lane that was replaced");
+      return;
+    case Kind::kRecovered:
+      world_.saw("a recovery");
+      attempts_ = 0;
+      return;
+    case Kind::kEnds:
+      if (effect.text.find("could not be replaced") != std::string::npos) {
+        world_.saw("a lane that could not be replaced");
+      }
+      return;
+    case Kind::kShow:
+    case Kind::kLinkLost:
+    case Kind::kNoRoom:
+    case Kind::kRoomAgain:
+    case Kind::kAttemptFailed:
+    case Kind::kTakenBack:
+      return;
   }
-  lanes().control->to_target.send({.type = FrameType::kDescribe}, std::vector<std::byte>(100));
-  co_await until_told([this] { return inbox_.accepted; });
-  if (interrupted()) {
-    co_return end();
-  }
-  step(SourceEvent::kAccepted);
-  begin_rounds();
-  co_await run_passes();
-  if (!interrupted()) {
-    step(SourceEvent::kPassesDone);
-    co_await sync_until_switch();
-  }
-  if (interrupted()) {
-    co_return end();
-  }
-  if (world_.wait_for_room != 0) {
+}
+
+void SourceEnd::on_stepped(const SourceRule& rule) {
+  world_.coverage.source.emplace(rule.from, rule.on);
+  if (rule.on == SourceEvent::kSwitchNow && world_.wait_for_room != 0) {
     world_.fail("the switch begins while a lane of the target waits for room");
   }
-  step(SourceEvent::kSwitchNow);
-  gate(OwnershipEvent::kHold);
-  co_await switch_over();
-  if (runtime::before_order(state_)) {
-    co_return end();
-  }
-  co_await see_it_through();
-}
-
-Task SourceEnd::run_passes() {
-  while (rounds_ != nullptr && pass_ < world_.setup.passes && !(switch_asked_ && pass_ > 0)) {
-    cursor_ = PageIndex{0};
-    lanes_done_ = 0;
-    ++pass_;
-    co_await until_told([this] { return lanes_done_ == lanes().bulk.size(); });
-    if (interrupted()) {
-      co_return;
-    }
-    passes_done_ = pass_;
-    if (pass_ == 1) {
-      owed_.add({cursor_, PageCount{world_.layout.pages().value - cursor_.value}});
-    }
-    if (pass_ < world_.setup.passes) {
-      send_round();
-      co_await until_told([this] { return rounds_applied_ == rounds_sent_; });
-    }
-  }
-}
-
-/// Stale rounds: bitmaps only, until the user wants the switch and what is left is small.
-Task SourceEnd::sync_until_switch() {
-  std::uint64_t rounds_left = 20;  // The wait for a small delta is bounded.
-  while (rounds_ != nullptr && !interrupted()) {
-    const std::uint64_t news = send_round();
-    co_await until_told([this] { return rounds_applied_ == rounds_sent_; });
-    const bool wanted = !world_.setup.manual_switch || switch_asked_;
-    if (wanted && (news <= world_.setup.sync_budget || --rounds_left == 0)) {
-      co_return;
-    }
-    co_await simulation::step();
-  }
-}
-
-/// From the parking of the vCPUs to the order.
-Task SourceEnd::switch_over() {
-  co_await until([this] { return !guest_.device_busy(); });
-  parked_ = true;
-  co_await simulation::step();  // The state is being saved.
-  save_failed_ = world_.setup.trouble == Trouble::kSaveFails;
-  if (save_failed_ || interrupted()) {
-    co_return;
-  }
-  send_flight();
-}
-
-void SourceEnd::begin_rounds() {
-  if (world_.setup.passes == 0) {
-    owed_.add({PageIndex{0}, world_.layout.pages()});
-    return;
-  }
-  rounds_ = std::make_unique<runtime::DirtyRounds>(guest_, world_.layout);
-  (void)rounds_->begin();
-}
-
-void SourceEnd::note_dirty(const runtime::DirtyRounds::Round& round) {
-  for (const PageRange& run : round.pages) {
-    owed_.add(run);
-  }
-  order_->on_recently_dirty(round.pages);
-}
-
-void SourceEnd::add_stale(std::vector<std::byte>& bytes, const runtime::DirtyRounds::Round& round,
-                          bool final_round) {
-  runtime::wire::RunsWriter writer;
-  const auto flush = [&] {
-    auto frame = writer.take();
-    frame.header.round = passes_done_;
-    append_frame(bytes, frame.header, frame.payload);
-  };
-  for (const PageRange& run : round.pages) {
-    // Small frames now and then, so that a set has several.
-    if ((!writer.empty() && world_.random.once_in(5)) || !writer.add(run)) {
-      flush();
-      (void)writer.add(run);
-    }
-  }
-  if (!writer.empty()) {
-    flush();
-  }
-  FrameHeader end{.type = FrameType::kRoundEnd, .count = round.count, .round = passes_done_};
-  end.flags = final_round ? runtime::wire::kFlagFinal : 0;
-  append_frame(bytes, end);
-}
-
-/// Returns how many pages are news.
-std::uint64_t SourceEnd::send_round() {
-  const auto round = rounds_->next_round().value();
-  note_dirty(round);
-  std::vector<std::byte> bytes;
-  add_stale(bytes, round, false);
-  lanes().control->to_target.send_bytes(bytes);
-  ++rounds_sent_;
-  return round.count;
-}
-
-void SourceEnd::add_first_pages(std::vector<std::byte>& bytes) {
-  for (std::uint64_t i = 0; i < kFlightPages; ++i) {
-    const PageIndex page{world_.random.below(world_.layout.pages().value)};
-    if (owed_.take(page)) {
-      std::vector<std::byte> payload(base::kSmallPage.value);
-      fill_page(guest_.content(page), page, payload);
-      append_frame(
-          bytes,
-          {.type = FrameType::kPages, .first = page.value, .count = 1, .round = kPostcopyRound},
-          payload);
-    }
-  }
-}
-
-void SourceEnd::send_flight() {
-  runtime::DirtyRounds::Round last;
-  if (rounds_ != nullptr) {
-    last = rounds_->next_round().value();
-    if (world_.planted(Plant::kDeltaForgotten)) {
-      last = {};
-    }
-    for (const PageRange& run : last.pages) {
-      owed_.add(run);
-    }
-  }
-  std::vector<std::byte> flight;
-  add_stale(flight, last, true);
-  add_first_pages(flight);
-  append_frame(flight, {.type = FrameType::kState}, std::vector<std::byte>(500));
-  append_frame(flight, {.type = FrameType::kRun});
-  open_ = true;
-  step(SourceEvent::kOrderSent);
-  gate(OwnershipEvent::kOrder);
-  lanes().control->to_target.send_bytes(flight);
-  world_.flight_sent();
-  order_->on_recently_dirty(last.pages);
-}
-
-void SourceEnd::finish() {
-  lanes().control->to_target.send({.type = FrameType::kCompleteAck});
-  step(SourceEvent::kTargetComplete);
-  world_.source_released = true;
-  close_lanes(lanes());
-}
-
-// ---- the end that nobody wanted -----------------------------------------------------------------
-
-/// Before the order.
-void SourceEnd::end() {
-  SourceEvent event = SourceEvent::kLinkLost;
-  if (cancel_) {
-    event = SourceEvent::kCancel;
-    if (state_ != SourceState::kConnecting) {
-      lanes().control->to_target.send({.type = FrameType::kCancel});
-    }
-  } else if (inbox_.never) {
-    event = SourceEvent::kTargetNever;
-  } else if (inbox_.refused) {
-    event = SourceEvent::kRefused;
-  } else if (save_failed_ && state_ == SourceState::kSwitching) {
-    event = SourceEvent::kSwitchFailed;
+  if (rule.on == SourceEvent::kSwitchFailed) {
     world_.link_harmed = true;
   }
-  // What this state cannot hear counts as a lost link.
-  step(runtime::step(state_, event).ok() ? event : SourceEvent::kLinkLost);
-  close_lanes(lanes());
 }
 
-void SourceEnd::close_lanes(SourceLanes& lanes) {
-  if (std::exchange(lanes.closed, true)) {
+void SourceEnd::give_back(const SourceRule& rule) {
+  if (gate_.ownership() != runtime::Ownership::kHere) {
+    const OwnershipEvent back = rule.on == SourceEvent::kTakeBack ? OwnershipEvent::kTakeBack
+                                                                  : OwnershipEvent::kTargetRefused;
+    gate(runtime::before_order(rule.from) ? OwnershipEvent::kRelease : back);
+  }
+  parked_ = false;
+}
+
+/// Its lanes are closed under the senders.
+void SourceEnd::stop_pass() {
+  pass_stopped_ = true;
+  for (Connection* lane : lanes().bulk) {
+    lane->to_target.close();
+  }
+}
+
+// ---- its own thread -----------------------------------------------------------------------------
+
+Task SourceEnd::session() {
+  feed({.kind = SourceInput::Kind::kBegin});
+  while (true) {
+    co_await next_task();
+    if (brain_.over() || given_up_) {
+      co_return;
+    }
+    const runtime::SourceTask task = *brain_.task();
+    SourceInput done{.kind = SourceInput::Kind::kDone, .task = task.kind};
+    co_await carry_out(task, done);
+    co_await simulation::step();  // What it found is told a little later.
+    feed(std::move(done));
+  }
+}
+
+/// Until there is one, or none will follow, or somebody has to look.
+Task SourceEnd::next_task() {
+  while (!brain_.task().has_value() && !brain_.over() && !given_up_) {
+    if (paused()) {
+      for (std::uint64_t turns = world_.random.below(4); turns > 0; --turns) {
+        co_await simulation::step();
+      }
+      if (paused()) {
+        try_again();
+      }
+      continue;
+    }
+    if (patient_ && brain_.link_lost()) {
+      co_await hear_the_target_out();
+      continue;
+    }
+    co_await until([this] {
+      return brain_.task().has_value() || brain_.over() ||
+             (brain_.deadline().has_value() && time_is_over());
+    });
+    if (!brain_.task().has_value() && brain_.deadline().has_value()) {
+      pass_time();
+    }
+  }
+}
+
+/// A target that says nothing more is waited for, but not for ever.
+Task SourceEnd::hear_the_target_out() {
+  for (std::uint64_t turns = world_.random.below(400); turns > 0 && !brain_.task().has_value();
+       --turns) {
+    co_await simulation::step();
+  }
+  if (!brain_.task().has_value() && brain_.deadline().has_value()) {
+    pass_time();
+  }
+}
+
+/// What is waited for is given up some time: at once, where nobody is patient, or when the other
+/// end or a lane is silent.
+bool SourceEnd::time_is_over() const {
+  const bool impatient = state() == SourceState::kSyncing || brain_.link_lost();
+  const SourceLanes& now = epochs_.back();
+  return impatient || world_.frozen(Process::kTarget) || world_.dead(Process::kTarget) ||
+         (now.control != nullptr && now.control->held_up()) ||
+         (in_place_ != nullptr && in_place_->held_up());
+}
+
+void SourceEnd::pass_time() {
+  world_.clock.pass_to(*brain_.deadline());
+  feed({.kind = SourceInput::Kind::kTime});
+}
+
+/// The time for another attempt has come.
+void SourceEnd::try_again() {
+  // Its user vouches that the target is gone: when it is, and wrongly when the source knows better.
+  if (take_back_ || told_running_) {
+    take_back();
+  }
+  given_up_ = (world_.dead(Process::kTarget) || world_.source_given_up) &&
+              attempts_ >= kAttemptsAtTheDead && network_.elsewhere_next == 0;
+  if (given_up_ || !paused()) {
     return;
   }
-  for (Connection* lane : lanes.all()) {
-    // What the kernel still holds goes out, or a reset eats it.
-    world_.random.once_in(3) ? lane->to_target.cut(world_.random) : lane->to_target.close();
-    lane->to_source.shut(world_.random);
+  if (world_.planted(Plant::kResumeOnTimeout) && attempts_ >= kPlantedPatience &&
+      feed({.kind = SourceInput::Kind::kTakeBack})) {
+    return;
+  }
+  ++attempts_;
+  if (world_.random.once_in(2)) {
+    feed({.kind = SourceInput::Kind::kResume});
+  } else {
+    pass_time();
   }
 }
 
-bool SourceEnd::step(SourceEvent event) {
-  const auto rule = runtime::step(state_, event);
-  if (!rule.ok()) {
-    world_.fail("the source cannot step: " + rule.error().detail);
-    return false;
-  }
-  world_.coverage.source.emplace(state_, event);
-  const bool before = runtime::before_order(state_);
-  state_ = rule.value().to;
-  if (rule.value().act == SourceAction::kResumeGuest) {
-    const OwnershipEvent back = event == SourceEvent::kTakeBack ? OwnershipEvent::kTakeBack
-                                                                : OwnershipEvent::kTargetRefused;
-    gate(before ? OwnershipEvent::kRelease : back);
-    parked_ = false;
-  }
-  return true;
+// ---- its user, its watch, the world -------------------------------------------------------------
+
+bool SourceEnd::paused() const {
+  return state() == SourceState::kOrderedPaused || state() == SourceState::kServingPaused;
 }
 
-void SourceEnd::gate(OwnershipEvent event) {
-  const runtime::Ownership from = gate_.ownership();
-  if (const auto stepped = gate_.step(event); !stepped.ok()) {
-    world_.fail("the source's gate: " + stepped.error().detail);
-  }
-  world_.coverage.gates.emplace(from, event);
-}
-
-bool SourceEnd::interrupted() const {
-  return (cancel_ && runtime::before_order(state_)) || inbox_.never || inbox_.refused ||
-         (inbox_.lost && !inbox_.complete);
-}
-
-void SourceEnd::lose() {
-  inbox_.lost = true;
+bool SourceEnd::recovering() const {
+  return state() == SourceState::kOrderedRecovering || state() == SourceState::kServingRecovering;
 }
 
 void SourceEnd::cancel() {
-  cancel_ = cancel_ || runtime::before_order(state_);
+  feed({.kind = SourceInput::Kind::kCancel});
 }
 
 void SourceEnd::ask_for_switch() {
-  switch_asked_ = true;
-  cut_ = true;
+  feed({.kind = SourceInput::Kind::kSwitchWord});
+}
+
+void SourceEnd::take_back() {
+  take_back_ = true;
+  if (feed({.kind = SourceInput::Kind::kTakeBack})) {
+    world_.taken_back = true;
+  }
+}
+
+void SourceEnd::lose() {
+  feed({.kind = SourceInput::Kind::kLinkLost,
+        .error = base::Error{ErrorKind::kDisconnected, 0, "watch", "given up"},
+        .epoch = lanes().epoch,
+        .flag = world_.random.once_in(2)});
+}
+
+/// From any thread of `lanes`.
+void SourceEnd::lose_lane(const SourceLanes& lanes, LaneName lane, std::uint32_t attempt) {
+  feed({.kind = SourceInput::Kind::kLaneBroken,
+        .error = base::Error{ErrorKind::kDisconnected, 0, "lane", "broken"},
+        .lane = lane,
+        .epoch = lanes.epoch,
+        .attempt = attempt});
+}
+
+void SourceEnd::give_up() {
+  SourceLanes& now = lanes();
+  const bool alive = now.control != nullptr && !now.control->held_up() && greeting_ == nullptr &&
+                     !world_.frozen(Process::kTarget) && !world_.dead(Process::kTarget);
+  if (greeting_ != nullptr && now.control == nullptr) {
+    waiting_ended_ = true;  // The time-out of connecting or greeting is over.
+    return;
+  }
+  if (state() != SourceState::kServing || !alive) {
+    return lose();
+  }
+  for (std::size_t i = 0; i <= now.bulk.size(); ++i) {
+    const LaneName lane = i == 0 ? LaneName{LaneRole::kUrgent, 0}
+                                 : LaneName{LaneRole::kBulk, static_cast<std::uint8_t>(i - 1)};
+    if (!now.fate(lane).ended && now.place_of(lane)->held_up()) {
+      return lose_lane(now, lane, now.fate(lane).attempt);
+    }
+  }
+  lose();
 }
 
 bool SourceEnd::uneasy() {
-  if (lanes().closed || inbox_.lost || state_ == SourceState::kConnecting) {
+  if (lanes().closed || brain_.link_lost() || state() == SourceState::kConnecting) {
     return false;
   }
   std::vector<Connection*> used;
@@ -346,7 +379,7 @@ bool SourceEnd::uneasy() {
       used.push_back(lanes().bulk[i]);
     }
   }
-  if (greeting_ != nullptr) {
+  if (greeting_ != nullptr && !waiting_ended_) {
     used.push_back(greeting_);
   }
   const bool silent = world_.frozen(Process::kTarget) || world_.dead(Process::kTarget);
@@ -362,6 +395,27 @@ void SourceEnd::die(bool host) {
       lane->to_target.freeze(host && !lane->to_target.over());
       lane->to_source.shut(world_.random);
     }
+  }
+}
+
+// ---- shared -------------------------------------------------------------------------------------
+
+void SourceEnd::gate(OwnershipEvent event) {
+  const runtime::Ownership from = gate_.ownership();
+  if (const auto stepped = gate_.step(event); !stepped.ok()) {
+    world_.fail("the source's gate: " + stepped.error().detail);
+  }
+  world_.coverage.gates.emplace(from, event);
+}
+
+void SourceEnd::close_lanes(SourceLanes& lanes) {
+  if (std::exchange(lanes.closed, true)) {
+    return;
+  }
+  for (Connection* lane : lanes.all()) {
+    // What the kernel still holds goes out, or a reset eats it.
+    world_.random.once_in(3) ? lane->to_target.cut(world_.random) : lane->to_target.close();
+    lane->to_source.shut(world_.random);
   }
 }
 

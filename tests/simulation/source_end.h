@@ -11,7 +11,7 @@
 #include "runtime/core/dirty_rounds.h"
 #include "runtime/core/owed_pages.h"
 #include "runtime/core/push_order.h"
-#include "runtime/core/source_session.h"
+#include "runtime/core/source_protocol.h"
 #include "runtime/run_gate.h"
 #include "tests/simulation/lanes.h"
 #include "tests/simulation/memory.h"
@@ -20,8 +20,9 @@
 
 namespace towline::simulation {
 
-/// The source: the shipped session, gate, rounds, owed set, push order and codec, and in between
-/// what runtime/source/driver.cc and source_recovery.cc do with them, one thread a task.
+/// The source: the shipped brain, gate, rounds, owed set, push order and codec. What its driver
+/// does with threads and sockets is done here with tasks and pipes: inputs are brought, effects
+/// performed, tasks carried out. Nothing is decided here.
 class SourceEnd {
  public:
   /// With the lanes of the first epoch. All references outlive this.
@@ -32,7 +33,9 @@ class SourceEnd {
   /// The guest may execute here.
   [[nodiscard]] bool guest_runs() const { return gate_.may_run() && !parked_; }
 
-  [[nodiscard]] runtime::SourceState state() const { return state_; }
+  [[nodiscard]] runtime::SourceState state() const { return brain_.state(); }
+
+  [[nodiscard]] std::string dump() const { return brain_.dump(); }
 
   [[nodiscard]] runtime::Ownership ownership() const { return gate_.ownership(); }
 
@@ -52,15 +55,15 @@ class SourceEnd {
   [[nodiscard]] bool given_up() const { return given_up_; }
 
   /// The hello is answered by a refusal. Before the first step.
-  void refuse_connection() { inbox_.refused = true; }
+  void refuse_connection() { refused_ = true; }
 
   // ---- its user, its watch, the world -----------------------------------------------------------
 
   void cancel();
   void ask_for_switch();
 
-  /// Obeyed in *ordered-paused* only.
-  void take_back() { take_back_ = true; }
+  /// Again and again, until it is obeyed.
+  void take_back();
 
   /// Something is wrong with a lane that it uses, and no end or error says so.
   [[nodiscard]] bool uneasy();
@@ -73,62 +76,48 @@ class SourceEnd {
   void give_up();
 
   /// What was told behind the fence of a lane, and by which attempt. For checks.
-  [[nodiscard]] const std::set<std::uint64_t>& told() const { return inbox_.told; }
+  [[nodiscard]] const std::set<std::uint64_t>& told() const { return told_; }
 
   /// Its process or its host ends.
   void die(bool host);
 
  private:
-  struct BrokenLane {
-    runtime::LaneName lane;
-    std::uint32_t attempt = 0;
-  };
-
-  /// What was heard in this epoch.
-  struct Inbox {
-    bool accepted = false;
-    bool refused = false;
-    bool never = false;
-    bool running = false;
-    bool complete = false;
-    bool lost = false;
-    bool control_ended = false;
-    std::uint64_t missing_pages = 0;
-    bool missing_told = false;
-    std::vector<BrokenLane> broken;  ///< To be replaced.
-    std::uint32_t missing_attempt = 0;
-    std::set<std::uint64_t> told;  ///< Pages, behind the last fence. For checks.
-  };
-
-  // The session, until the order.
+  // The brain (source_end.cc).
+  bool feed(runtime::SourceInput input);
+  void perform(const runtime::SourceEffect& effect);
+  void on_stepped(const runtime::SourceRule& rule);
+  void give_back(const runtime::SourceRule& rule);
+  void stop_pass();
   Task session();
-  Task run_passes();
-  Task sync_until_switch();
-  Task switch_over();
-
-  // From the order on.
-  Task see_it_through();
+  Task next_task();
   Task hear_the_target_out();
-  Task try_again();
-  Task compare(bool& settled);
+  [[nodiscard]] bool time_is_over() const;
+  void pass_time();
+  void try_again();
+
+  // Tasks (source_tasks.cc). An error is what the driver would report.
+  Task carry_out(const runtime::SourceTask& task, runtime::SourceInput& done);
+  Task open_control(const runtime::SourceTask& task, runtime::SourceInput& done);
+  Task run_pass(std::uint32_t pass, runtime::SourceInput& done);
+  Task park();
+  Task prepare_flight(runtime::SourceInput& done);
+  Task drop_epoch(runtime::SourceInput& done);
+  Task read_to_the_end();
+  Task open_lanes(runtime::SourceInput& done);
+  Task open_in_place(const runtime::SourceTask& task, runtime::SourceInput& done);
+  void send_round(const runtime::SourceTask& task, runtime::SourceInput& done);
+  void send_flight(runtime::SourceInput& done);
+  void end_lane(runtime::LaneName lane);
+  void put_in_place(const runtime::SourceTask& task);
+  void resume_target();
+
+  // Handshakes (source_handshake.cc).
   Task open_lane(runtime::wire::LaneRole role, std::uint8_t number, Connection*& opened,
                  std::uint32_t attempt = 0);
   Task answered(Connection& made, bool impatient);
-  Task open_lanes(bool& opened);
   std::optional<Frame> answer_of(Connection& made, runtime::wire::FrameType wanted);
   bool prove(Connection& made, const runtime::wire::Hello& hello,
              std::span<const std::byte> payload);
-  void go_on();
-  void target_runs();
-  void note_at_last();
-  void give_back();
-  bool come_to_an_end();
-
-  // A data lane that is lost alone.
-  Task replace_lane(bool& replaced);
-  Task missing_of(const Connection& made, std::uint32_t attempt, bool& told);
-  void put_in_place(runtime::LaneName lane, std::uint32_t attempt, Connection& made);
-  void lose_lane(const SourceLanes& lanes, runtime::LaneName lane, std::uint32_t attempt);
 
   // Threads of the lanes.
   Task control_reader(SourceLanes& lanes);
@@ -144,17 +133,12 @@ class SourceEnd {
   void start_thread(SourceLanes& lanes, const std::string& name, Task work);
   void start_bulk(SourceLanes& lanes);
 
-  Pause until_told(std::function<bool()> ready);
   static Pause until_room(const SourceLanes& lanes, Pipe& lane);
   Pause until_wanted(const SourceLanes& lanes, Pipe& lane);
-  void begin_rounds();
   void note_dirty(const runtime::DirtyRounds::Round& round);
-  std::uint64_t send_round();
-  void send_flight();
   void add_stale(std::vector<std::byte>& bytes, const runtime::DirtyRounds::Round& round,
-                 bool final_round);
+                 std::uint32_t pass, bool final_round);
   void add_first_pages(std::vector<std::byte>& bytes);
-  void finish();
 
   std::optional<base::PageRange> next_chunk();
   [[nodiscard]] std::vector<bool> wanted_of(base::PageRange chunk) const;
@@ -166,12 +150,11 @@ class SourceEnd {
                            base::PageRange chunk) const;
 
   bool on_control(const Frame& frame);
-  bool on_missing(const Frame& frame);
-  bool step(runtime::SourceEvent event);
+  bool on_running(runtime::SourceInput input);
+  bool name(const Frame& frame);
+  void lose_lane(const SourceLanes& lanes, runtime::LaneName lane, std::uint32_t attempt);
   void gate(runtime::OwnershipEvent event);
-  [[nodiscard]] bool interrupted() const;
   [[nodiscard]] bool recovering() const;
-  void end();
   void close_lanes(SourceLanes& lanes);
 
   World& world_;
@@ -182,27 +165,31 @@ class SourceEnd {
   std::unique_ptr<runtime::PushOrder> order_;
   runtime::RunGate gate_{runtime::Ownership::kHere};
   std::unique_ptr<runtime::DirtyRounds> rounds_;
-  runtime::SourceState state_ = runtime::SourceState::kConnecting;
+  std::vector<runtime::SourceRule> rules_;  // Those that ship, unless one is planted.
+  runtime::SourceProtocol brain_;
   std::deque<SourceLanes> epochs_;
   Connection* greeting_ = nullptr;  // On its way to become a lane.
+  bool waiting_ended_ = false;      // Nobody wants it any more.
+  std::uint64_t incarnation_ = 0;   // Of who answered it.
+  Connection* in_place_ = nullptr;  // Opened for a lane that was lost.
   bool parked_ = false;
-  Inbox inbox_;
 
-  bool cancel_ = false;
-  bool switch_asked_ = false;
+  bool refused_ = false;
   bool take_back_ = false;
-  bool save_failed_ = false;
   bool given_up_ = false;
-  bool told_running_ = false;  // In any epoch, after the order.
-  bool open_ = false;          // The server may answer.
-  std::uint64_t attempts_ = 0;
-  std::uint32_t lane_attempts_ = 0;  // At any lane of this epoch.
-  std::uint64_t rounds_sent_ = 0;
-  std::uint64_t rounds_applied_ = 0;
+  bool told_running_ = false;     // In any epoch, after the order.
+  bool running_unnoted_ = false;  // Planted: its brain was not told yet.
+  bool open_ = false;             // The server may answer.
+  bool patient_ = false;          // What is waited for is waited for as long as somebody lives.
+  std::uint64_t attempts_ = 0;    // To reconnect, since the last success.
+  std::vector<std::byte> flight_;
+  std::vector<base::PageRange> last_round_;
+  std::vector<base::PageRange> named_;  // By the frame that is being read.
+  std::set<std::uint64_t> told_;        // Pages, behind the last fence. For checks.
 
   // The bulk lanes' work.
   std::uint32_t pass_ = 0;
-  std::uint32_t passes_done_ = 0;
+  bool pass_stopped_ = false;
   std::size_t lanes_done_ = 0;  // In this pass.
   base::PageIndex cursor_;
   bool cut_ = false;

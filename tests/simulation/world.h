@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -44,6 +45,9 @@ class StepClock final : public base::Clock {
   [[nodiscard]] base::Instant now() const override { return now_; }
 
   void tick() { now_ += std::chrono::microseconds(1); }
+
+  /// What was waited for until `then` did not come.
+  void pass_to(base::Instant then) { now_ = std::max(now_, then); }
 
  private:
   base::Instant now_;
@@ -135,7 +139,7 @@ class World {
   bool taken_back = false;         ///< By the source's user.
   bool source_given_up = false;    ///< By the target.
 
-  /// Called when the source has compared and goes on.
+  /// Called when the source has compared, before its lanes are there again.
   std::function<void()> resuming = [] {};
 
   /// Pages that other lanes were installing when what is missing was told behind a lane's fence.

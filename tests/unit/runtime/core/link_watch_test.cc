@@ -5,7 +5,7 @@
 
 #include <doctest/doctest.h>
 
-#include "runtime/link/backoff.h"
+#include "runtime/core/backoff.h"
 
 namespace towline::runtime {
 namespace {

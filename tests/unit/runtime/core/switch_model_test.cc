@@ -210,7 +210,6 @@ class Walk {
         send(world, world.to_target, Message::kState);
         send(world, world.to_target, Message::kRun);
         break;
-      case SourceAction::kPush:
       case SourceAction::kNoteRunning:
         gate(world.here, OwnershipEvent::kTargetRuns);
         break;
@@ -223,10 +222,9 @@ class Walk {
         send(world, world.to_target, Message::kResume);
         send(world, world.to_target, Message::kRun);
         break;
-      case SourceAction::kPushAgain:
+      case SourceAction::kPush:
         send(world, world.to_target, Message::kResume);
         break;
-      case SourceAction::kConnect:
       case SourceAction::kCompare:
       case SourceAction::kNone:
       case SourceAction::kBeginPass:

@@ -216,6 +216,14 @@ class Driver {
     if (!rule.ok()) {
       return {};
     }
+    if (event == SourceEvent::kReconnect) {
+      if (mistake_ == Mistake::kEpochAfterGreeting) {
+        return {op(Op::Kind::kCount, 0), step_of(event), op(Op::Kind::kGreet, 0),
+                op(Op::Kind::kEpoch, 0), op(Op::Kind::kMeet, 0)};
+      }
+      return {op(Op::Kind::kCount, 0), op(Op::Kind::kEpoch, 0), step_of(event),
+              op(Op::Kind::kGreet, 0), op(Op::Kind::kMeet, 0)};
+    }
     switch (rule.value().act) {
       case SourceAction::kDescribe:
         return {step_of(event), send_of(Message::kDescription)};
@@ -232,22 +240,14 @@ class Driver {
                 note_of(StandbyPhase::kParked)};
       case SourceAction::kOrder:
         return order(process);
-      case SourceAction::kPush:  // note_running(), on tl-control.
       case SourceAction::kNoteRunning:
         return running();
-      case SourceAction::kPushAgain:
+      case SourceAction::kPush:
         return {send_of(Message::kResume), step_of(event)};
       case SourceAction::kOrderAgain:
         return {send_of(Message::kResume), step_of(event), send_of(Message::kRun)};
       case SourceAction::kRelease:
         return {note_of(StandbyPhase::kOver), step_of(event)};
-      case SourceAction::kConnect:  // reconnect().
-        if (mistake_ == Mistake::kEpochAfterGreeting) {
-          return {op(Op::Kind::kCount, 0), step_of(event), op(Op::Kind::kGreet, 0),
-                  op(Op::Kind::kEpoch, 0), op(Op::Kind::kMeet, 0)};
-        }
-        return {op(Op::Kind::kCount, 0), op(Op::Kind::kEpoch, 0), step_of(event),
-                op(Op::Kind::kGreet, 0), op(Op::Kind::kMeet, 0)};
       case SourceAction::kResumeGuest:
         return resume(process, rule.value());
       case SourceAction::kNone:

@@ -1,0 +1,173 @@
+// What the source's user may ask, and when; and what he is told.
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "runtime/core/source_protocol.h"
+
+namespace towline::runtime {
+namespace {
+
+using base::ErrorKind;
+using base::fail;
+using base::Outcome;
+
+bool is_paused_for_user(SourceState state) {
+  return state == SourceState::kOrderedPaused || state == SourceState::kServingPaused;
+}
+
+bool compares(SourceState state) {
+  return state == SourceState::kOrderedRecovering || state == SourceState::kServingRecovering;
+}
+
+}  // namespace
+
+void SourceProtocol::ask_for_switch() {
+  switch_asked_ = true;
+  if (before_order(state_)) {
+    emit(SourceEffect::Kind::kCutPass);
+  }
+}
+
+Outcome SourceProtocol::cancel() {
+  if (is_final(shown_) || is_final(status_of(state_))) {
+    return base::Done{};
+  }
+  if (!before_order(state_)) {
+    return fail(ErrorKind::kRefused, "cancel",
+                "Postcopy migration in progress, cannot cancel: the guest belongs to the target "
+                "since the run order");
+  }
+  cancel_ = true;
+  show(MigrationStatus::kCancelling);
+  emit(SourceEffect::Kind::kStopPass);
+  emit(SourceEffect::Kind::kEndWaiting);
+  return base::Done{};
+}
+
+Outcome SourceProtocol::pause() {
+  if (before_order(state_) || is_final(shown_) || is_paused_for_user(state_)) {
+    return fail(ErrorKind::kRefused, "pause",
+                "migrate-pause is currently only supported during postcopy-active or "
+                "postcopy-recover state");
+  }
+  held_ = true;
+  // What a target says in the middle of a recovery is asked for again in the next one.
+  link_.silent = link_.silent || compares(state_);
+  lose(base::Error{ErrorKind::kDisconnected, 0, "pause", "paused by the user"});
+  return base::Done{};
+}
+
+Outcome SourceProtocol::resume(const std::optional<Uri>& at) {
+  if (!is_paused_for_user(state_)) {
+    return fail(ErrorKind::kRefused, "resume", "Cannot resume if there is no paused migration");
+  }
+  resume_at_ = at.value_or(target_);
+  // What is tried by itself may be an address that never answers.
+  emit(SourceEffect::Kind::kEndWaiting);
+  return base::Done{};
+}
+
+// At once: an attempt that is under way finds the session over, and no order can follow.
+Outcome SourceProtocol::take_back() {
+  if (running_at_ns_.has_value()) {
+    return fail(ErrorKind::kRefused, "take back",
+                "refused for good: the target said that the guest runs there; what it did since "
+                "would be undone, and only the target can have its present memory");
+  }
+  if (!runtime::step(rules_, state_, SourceEvent::kTakeBack).ok()) {
+    return fail(ErrorKind::kRefused, "take back",
+                fmt::format("the source is '{}'; only a guest whose run order may be lost can be "
+                            "taken back (migrate-pause ends an attempt to reconnect)",
+                            to_string(state_)));
+  }
+  error_ = "taken back by the user, who vouches that the target does not run the guest";
+  attempt_error_.clear();
+  emit(SourceEffect::Kind::kTakenBack);
+  emit(SourceEffect::Kind::kEndWaiting);
+  step(SourceEvent::kTakeBack);
+  return base::Done{};
+}
+
+void SourceProtocol::leave() {
+  cancel_ = true;
+  leave_ = true;
+  emit(SourceEffect::Kind::kEndWaiting);
+  emit(SourceEffect::Kind::kCloseLanes);
+}
+
+// ---- answers ------------------------------------------------------------------------------------
+
+std::string SourceProtocol::reason() const {
+  return attempt_error_.empty() ? error_
+                                : fmt::format("{}; last attempt: {}", error_, attempt_error_);
+}
+
+std::optional<double> SourceProtocol::last_recovery_ms() const {
+  if (!last_recovery_.has_value()) {
+    return std::nullopt;
+  }
+  return std::chrono::duration<double, std::milli>(*last_recovery_).count();
+}
+
+std::string SourceProtocol::no_room() const {
+  return before_order(state_) && !is_final(shown_) ? no_room_.value_or("") : "";
+}
+
+bool SourceProtocol::is_watched() const {
+  return state_ == SourceState::kOrdered || state_ == SourceState::kServing || compares(state_);
+}
+
+// What only tells a person something (texts, times, counts for the report) is left out: two brains
+// with one dump go on alike, but for the time.
+std::string SourceProtocol::dump() const {
+  std::string broken;
+  for (const BrokenLane& one : link_.broken) {
+    broken += fmt::format("{:x}/{} ", lane_code(one.lane), one.attempt);
+  }
+  return fmt::format(
+      "state={} wait={} task={}/{} shown={} end={} accepted={} refused={} never={} running={} "
+      "complete={} rounds={}/{} passes={} lanes={}{} room={}{} epoch={} control={}{} lost={} "
+      "silent={} runs={} told={}/{}/{} attempts={}/{}/{} tries={} broken=[{}] again={}/{} user={}{}"
+      "{}{}{}",
+      to_string(state_), static_cast<int>(wait_),
+      task_.has_value() ? to_string(task_->kind) : "none", task_.has_value() ? task_->pass : 0,
+      to_string(shown_), static_cast<int>(end_reason_.kind), accepted_, link_.refused.has_value(),
+      never_.has_value(), running_at_ns_.has_value(), complete_, rounds_applied_, rounds_expected_,
+      passes_done_, lanes_open_, has_rounds_, waits_for_room_, no_room_.has_value(), epoch_,
+      link_.control_open, link_.control_ended, link_.lost.has_value(), link_.silent, link_.runs,
+      link_.missing_told, link_.missing_so_far, link_.missing_attempt, link_.last_attempt,
+      link_.urgent_attempt, fmt::join(link_.bulk_attempts, ","), tries_, broken, attempts_,
+      lost_at_.has_value(), cancel_, switch_asked_, held_, leave_, resume_at_.has_value());
+}
+
+std::string_view SourceProtocol::awaited() const {
+  switch (state_) {
+    case SourceState::kConnecting:
+    case SourceState::kDescribing:
+      return "accept";
+    case SourceState::kPassing:
+    case SourceState::kSyncing:
+    case SourceState::kSwitching:
+      return "stale-applied";
+    case SourceState::kOrdered:
+    case SourceState::kOrderedPaused:
+      return "running";
+    case SourceState::kServing:
+    case SourceState::kServingPaused:
+      return "complete";
+    case SourceState::kOrderedReconnecting:
+    case SourceState::kServingReconnecting:
+    case SourceState::kOrderedRecovering:
+    case SourceState::kServingRecovering:
+      return "missing-end";
+    case SourceState::kCompleted:
+    case SourceState::kFailed:
+    case SourceState::kCancelled:
+      return "none";
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace towline::runtime
