@@ -89,9 +89,6 @@ Outcome SourceDriver::open_lanes(const SourceTask& task) {
     bulk->add_lane(std::move(lane));
   }
   auto server = serve(std::move(opened.urgent), task);
-  if (again) {
-    server->open();
-  }
   const base::Lock lock(mutex_);
   epoch_->open(std::move(bulk), std::move(server));
   if (!again) {
@@ -129,6 +126,7 @@ std::unique_ptr<RequestServer> SourceDriver::serve(std::unique_ptr<Lane> urgent,
                                                    const SourceTask& task) {
   return std::make_unique<RequestServer>(
       std::move(urgent), memory_, owed_, *order_, counters_,
+      task.kind != SourceTask::Kind::kOpenLanes,
       [this, attempt = task.attempt, epoch = task.epoch](const base::Error& reason) {
         lose_lane(LaneName{wire::LaneRole::kUrgent, 0}, attempt, epoch, reason);
       });
@@ -154,7 +152,6 @@ Outcome SourceDriver::put_in_place(const SourceTask& task) {
     return base::Done{};
   }
   auto server = serve(std::move(in_place_), task);
-  server->open();
   std::unique_ptr<RequestServer> old;
   const base::Lock lock(mutex_);
   old = epoch_->replace(std::move(server));

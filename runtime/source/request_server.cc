@@ -29,14 +29,15 @@ std::uint32_t saturated_ns(base::Duration duration) {
 }  // namespace
 
 RequestServer::RequestServer(std::unique_ptr<Lane> lane, const SourceMemory& memory,
-                             OwedPages& owed, PushOrder& order, SourceCounters& counters,
+                             OwedPages& owed, PushOrder& order, SourceCounters& counters, bool open,
                              std::function<void(const base::Error&)> lost)
     : lane_(std::move(lane)),
       memory_(memory),
       owed_(owed),
       order_(order),
       counters_(counters),
-      lost_(std::move(lost)) {
+      lost_(std::move(lost)),
+      open_(open) {
   thread_ = base::NamedThread("tl-serve", [this] { run(); });
 }
 

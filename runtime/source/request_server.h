@@ -22,9 +22,10 @@ namespace towline::runtime {
 /// again: a duplicate is harmless, waiting is not.
 class RequestServer {
  public:
-  /// `lost` is called once, from tl-serve, when the lane ends. All references outlive this.
+  /// `open`: as open(), before the first request can be read. `lost` is called once, from tl-serve,
+  /// when the lane ends. All references outlive this.
   RequestServer(std::unique_ptr<Lane> lane, const SourceMemory& memory, OwedPages& owed,
-                PushOrder& order, SourceCounters& counters,
+                PushOrder& order, SourceCounters& counters, bool open,
                 std::function<void(const base::Error&)> lost);
   RequestServer(const RequestServer&) = delete;
   RequestServer& operator=(const RequestServer&) = delete;

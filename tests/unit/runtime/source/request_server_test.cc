@@ -67,7 +67,7 @@ TEST_CASE("a request is answered while whoever decides the push's order is busy"
   Lane target(base::OwnedFd(ends[1]), wire::LaneRole::kUrgent, wire::Direction::kToTarget);
   RequestServer server(std::make_unique<Lane>(base::OwnedFd(ends[0]), wire::LaneRole::kUrgent,
                                               wire::Direction::kToSource),
-                       memory, owed, order, counters, [](const base::Error& /*reason*/) {});
+                       memory, owed, order, counters, false, [](const base::Error& /*reason*/) {});
   server.open();
 
   wire::FrameHeader request;
@@ -82,6 +82,29 @@ TEST_CASE("a request is answered while whoever decides the push's order is busy"
   // Told all the same, and nothing else waits for that.
   CHECK(order.told.get_future().get() == PageIndex{0});
   order.allowed.set_value();
+}
+
+TEST_CASE("what was asked before the server began is answered, if that is open from the start") {
+  const Memory ram;
+  const MemoryLayout layout(ram.regions);
+  const SourceMemory memory(ram.regions, layout);
+  OwedPages owed(layout.pages());
+  const auto order = make_window_order(layout.pages());
+  SourceCounters counters;
+  std::array<int, 2> ends{};
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0);
+  Lane target(base::OwnedFd(ends[1]), wire::LaneRole::kUrgent, wire::Direction::kToTarget);
+  wire::FrameHeader request;
+  request.type = wire::FrameType::kRequest;
+  request.count = 1;
+  REQUIRE(target.send(request).ok());  // It is there when the thread begins.
+  const RequestServer server(std::make_unique<Lane>(base::OwnedFd(ends[0]), wire::LaneRole::kUrgent,
+                                                    wire::Direction::kToSource),
+                             memory, owed, *order, counters, true,
+                             [](const base::Error& /*reason*/) {});
+  const auto answer = target.receive_header();
+  REQUIRE(answer.ok());
+  REQUIRE(answer.value().has_value());
 }
 
 }  // namespace
