@@ -44,7 +44,7 @@ Outcome TargetProtocol::on_frame(const TargetInput& input) {
     case FrameType::kRun: return on_run();
     case FrameType::kCancel: return on_cancel(input.text);
     case FrameType::kResume:
-      if (link_ != Link::kComparing) {
+      if (link_ == Link::kTied) {
         break;
       }
       give(TargetTask::Kind::kAwaitLanes).frame = FrameType::kResume;
@@ -115,6 +115,10 @@ Outcome TargetProtocol::on_run() {
   if (order_read_ && may_repeat_order_) {
     may_repeat_order_ = false;
     return base::Done{};
+  }
+  if (state_ == TargetState::kLoadedAlone && link_ == Link::kLost) {
+    // The watch was first. A half that says that it is alone does not run; the order is repeated.
+    return fail(ErrorKind::kDisconnected, "run", "the link was lost meanwhile");
   }
   if (state_ != TargetState::kLoading || order_read_) {
     TRY(step(TargetEvent::kRunOrdered));

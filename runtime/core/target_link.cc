@@ -127,7 +127,11 @@ Outcome TargetProtocol::on_lane_lost(const base::Error& error) {
   if (source_ != Source::kKnown || state_ == TargetState::kCompleted) {
     return fail(ErrorKind::kRefused, "lane", "no lane is needed any more");
   }
-  if (error.kind == ErrorKind::kOverloaded && state_ == TargetState::kReceiving && !never()) {
+  if (state_ == TargetState::kReceiving && never()) {
+    // Whoever tells the source ends the lanes afterwards; the words would be cut off before.
+    return fail(ErrorKind::kRefused, "lane", "the source is being told already");
+  }
+  if (error.kind == ErrorKind::kOverloaded && state_ == TargetState::kReceiving) {
     // The guest runs at the source, and its user is to know why it stays there.
     bury();
     error_ = base::to_string(error);

@@ -101,7 +101,7 @@ Outcome TargetProtocol::on_give_up_source(SourceLoss how) {
   if (how == SourceLoss::kWait) {
     return fail(ErrorKind::kRefused, "give up source", "use mode poison or give-up");
   }
-  if (!may(TargetEvent::kSourceGivenUp)) {
+  if (ending_ || !may(TargetEvent::kSourceGivenUp)) {
     return fail(ErrorKind::kRefused, "give up source",
                 fmt::format("the target is '{}'; a source can be given up only while the guest "
                             "runs here and the migration is postcopy-paused (migrate-pause makes "

@@ -42,8 +42,8 @@ base::Error corrupt_frame(std::string detail) {
 }  // namespace
 
 Receivers::Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-                     std::uint64_t epoch, Hooks hooks)
-    : layout_(layout), map_(map), hooks_(std::move(hooks)), epoch_(epoch), bulk_(bulk_lanes) {
+                     std::uint64_t epoch, Owner& owner)
+    : layout_(layout), map_(map), owner_(owner), epoch_(epoch), bulk_(bulk_lanes) {
   for (std::size_t i = 0; i < bulk_.size(); ++i) {
     bulk_[i].name = LaneName{wire::LaneRole::kBulk, static_cast<std::uint8_t>(i)};
   }
@@ -131,7 +131,7 @@ void Receivers::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32
     slot.broken_since.reset();
     slot.ended_for.reset();
   }
-  hooks_.replaced(slot.name, attempt);
+  owner_.on_lane_replaced(slot.name, attempt);
   run(slot, attempt);
 }
 
@@ -336,7 +336,7 @@ void Receivers::report_end(Slot& slot, std::uint32_t attempt, base::Error reason
   }
   base::log(base::LogLevel::kInfo, "lane.ended lane={} attempt={} reason={}", to_string(slot.name),
             attempt, base::to_string(reason));
-  if (alone && hooks_.broken && hooks_.broken(slot.name, attempt, reason)) {
+  if (alone && owner_.on_lane_broken(slot.name, attempt, reason)) {
     lane->shutdown();  // The source sees it too.
     const base::Lock lock(mutex_);
     if (slot.attempt == attempt) {
@@ -349,7 +349,7 @@ void Receivers::report_end(Slot& slot, std::uint32_t attempt, base::Error reason
     lost_ = true;
     changed_.notify_all();
   }
-  hooks_.lost(reason);
+  owner_.on_lane_lost(reason);
 }
 
 void Receivers::run(Slot& slot, std::uint32_t attempt) {
@@ -373,7 +373,7 @@ base::Error Receivers::read_until_end(Slot& slot) {
     if (!handled.ok()) {
       return handled.error();
     }
-    hooks_.progress();
+    owner_.on_progress();
   }
 }
 
@@ -434,7 +434,7 @@ Outcome Receivers::check_room(std::uint64_t bytes) {
   const std::uint64_t before = page_bytes_.fetch_add(bytes);
   const bool due = before == 0 || waiting_ != 0 ||
                    before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
-  return due ? hooks_.room() : Outcome(base::Done{});
+  return due ? owner_.room() : Outcome(base::Done{});
 }
 
 // A frame of a pass is in no hurry: without room the lane waits, with the frame in its own buffer
@@ -443,23 +443,23 @@ Outcome Receivers::check_room(std::uint64_t bytes) {
 Outcome Receivers::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
   auto taken = take();
   bool waited = false;
-  while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded && hooks_.wait_for_room) {
+  while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded) {
     TRY(wait_for_room(slot, taken.error()));
     waited = true;
-    taken = hooks_.room();
+    taken = owner_.room();
     if (taken.ok()) {
       taken = take();
     }
   }
   if (waited && taken.ok()) {
-    hooks_.found_room();
+    owner_.found_room();
   }
   return taken;
 }
 
 Outcome Receivers::wait_for_room(Slot& slot, const base::Error& reason) {
   ++waiting_;
-  auto waited = hooks_.wait_for_room(reason);
+  auto waited = owner_.wait_for_room(reason);
   --waiting_;
   // Nobody reads the lane meanwhile: its end is asked for.
   if (waited.ok() && has_ended(slot.lane->fd())) {

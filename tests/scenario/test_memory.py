@@ -28,8 +28,8 @@ class PausingCase(moves.MoveCase):
             answer = machine.qmp.migration()
             self.assertEqual(answer['status'], 'active')
             self.assertNotIn('error-desc', answer)
-        self.assertIn('target.no_room', self.source.err.text())
-        self.assertIn('memory.no_room', self.target.err.text())
+        waiting.until(lambda: 'target.no_room' in self.source.err.text(), "the source's line")
+        waiting.until(lambda: 'memory.no_room' in self.target.err.text(), "the target's line")
         self.assertEqual(self.source.qmp.run_state(), 'running')
         self.guest.wait_reports(2)
         return reason

@@ -163,7 +163,7 @@ class ByItself(RecoveryCase):
         other, address = self.listening('other')
         self.relay.target = address
         self.relay.cut()
-        waiting.until(lambda: 'this process is another one' in
+        waiting.until(lambda: "the target's process is another one" in
                       self.source.qmp.migration().get('error-desc', ''), 'the reason')
         self.assertEqual(other.qmp.run_state(), 'inmigrate')
         self.assertNotEqual(self.source.qmp.run_state(), 'running')

@@ -515,6 +515,17 @@ TEST_CASE("a lane without room that cannot wait ends the move before the switch,
   CHECK(end.control_ended().gave(Job::kDropHalf));
 }
 
+TEST_CASE("two lanes without room at once: the one that is second does not cut the other short") {
+  End end;
+  end.receive();
+  const Fed first = end.lane_lost(ErrorKind::kOverloaded);
+  const Fed second = end.lane_lost(ErrorKind::kOverloaded);
+  CHECK(first.gave(Job::kTellNever));
+  CHECK(first.gave(Job::kFinishSending));
+  CHECK_FALSE(second.outcome.ok());
+  CHECK(second.tasks.empty());
+}
+
 TEST_CASE("a lane that waits for room tells the source once, and once that there is room again") {
   End end;
   end.receive();
@@ -604,6 +615,19 @@ TEST_CASE("a resume that comes behind a link that was given up does not tie it a
   CHECK_FALSE(end.lanes_here(FrameType::kResume).outcome.ok());
   CHECK_FALSE(end.brain.tied());
   CHECK_FALSE(end.brain.replaces_lanes());
+}
+
+TEST_CASE("an order that is read behind a link that was given up is not obeyed, and no fault") {
+  End end;
+  end.begin_loading();
+  REQUIRE(
+      end.signs({.verdict = LinkVerdict::kFrozen, .words = "frozen"}).did(Effect::kShutControl));
+  REQUIRE(end.done(Job::kLoad).outcome.ok());
+  REQUIRE(end.brain.state() == TargetState::kLoadedAlone);
+  const Fed order = end.frame(FrameType::kRun);
+  CHECK(order.outcome.error().kind == ErrorKind::kDisconnected);
+  CHECK_FALSE(end.brain.order_read());
+  CHECK_FALSE(end.brain.has_load_task());
 }
 
 // ---- who is let in ------------------------------------------------------------------------------
