@@ -124,6 +124,14 @@ std::string_view to_string(Plant plant) {
       return "lane-not-asked";
     case Plant::kRunningUnnoted:
       return "running-unnoted";
+    case Plant::kPostcopyUnopened:
+      return "postcopy-unopened";
+    case Plant::kOrderForgotten:
+      return "order-forgotten";
+    case Plant::kTombstoneLate:
+      return "tombstone-late";
+    case Plant::kResumeEarly:
+      return "resume-early";
   }
   __builtin_unreachable();
 }
