@@ -19,7 +19,7 @@ using wire::FrameHeader;
 using wire::FrameType;
 
 /// At most so much of `words` as a frame may have.
-std::span<const std::byte> bounded(const std::string& words, std::size_t most) {
+std::span<const std::byte> at_most_bytes(const std::string& words, std::size_t most) {
   return bytes_of(std::string_view(words).substr(0, most));
 }
 
@@ -194,7 +194,7 @@ Outcome TargetDriver::carry_out(const TargetTask& task) {
     case Kind::kTellLaneLost:   tell_lane_lost(task); break;
     // Unsent, these two: the control lane has ended, and its own thread knows.
     case Kind::kTellNoRoom:
-      (void)send(FrameType::kNoRoom, bounded(task.text, wire::kMaxNoRoomPayload));
+      (void)send(FrameType::kNoRoom, at_most_bytes(task.text, wire::kMaxNoRoomPayload));
       break;
     case Kind::kTellRoomAgain:  (void)send(FrameType::kRoomAgain); break;
     case Kind::kTellRunning:    return tell_running(task);
@@ -220,7 +220,7 @@ Outcome TargetDriver::send(FrameType type, std::span<const std::byte> payload) {
 }
 
 void TargetDriver::tell_never(const std::string& reason) {
-  if (!send(FrameType::kNever, bounded(reason, wire::kMaxTextPayload)).ok()) {
+  if (!send(FrameType::kNever, at_most_bytes(reason, wire::kMaxTextPayload)).ok()) {
     base::log_owner(LogLevel::kInfo, "never.unsent reason={}", "the source is gone");
   }
 }
