@@ -76,8 +76,8 @@ std::string_view to_string(TargetAction action) {
   switch (action) {
     case TargetAction::kNone:
       return "none";
-    case TargetAction::kServeFaults:
-      return "serve-faults";
+    case TargetAction::kLoad:
+      return "load";
     case TargetAction::kRun:
       return "run";
     case TargetAction::kFinish:
@@ -86,10 +86,6 @@ std::string_view to_string(TargetAction action) {
       return "never-will";
     case TargetAction::kDropHalf:
       return "drop-half";
-    case TargetAction::kKeepHalf:
-      return "keep-half";
-    case TargetAction::kRunOn:
-      return "run-on";
     case TargetAction::kTellMissing:
       return "tell-missing";
     case TargetAction::kAskAgain:
@@ -139,11 +135,12 @@ bool has_the_state(TargetState state) {
          state == TargetState::kRunningRecovering;
 }
 
-base::Expected<TargetRule> step(TargetState state, TargetEvent event) {
-  const auto* rule =
-      std::find_if(kTargetRules.begin(), kTargetRules.end(),
-                   [&](const TargetRule& one) { return one.from == state && one.on == event; });
-  if (rule == kTargetRules.end()) {
+base::Expected<TargetRule> step(std::span<const TargetRule> rules, TargetState state,
+                                TargetEvent event) {
+  const auto rule = std::find_if(rules.begin(), rules.end(), [&](const TargetRule& one) {
+    return one.from == state && one.on == event;
+  });
+  if (rule == rules.end()) {
     return base::fail(base::ErrorKind::kCorrupt, "target session",
                       fmt::format("'{}' is impossible while the target is '{}'", to_string(event),
                                   to_string(state)));

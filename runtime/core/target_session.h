@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "base/error.h"
@@ -43,15 +44,14 @@ enum class TargetEvent : std::uint8_t {
   kGuestGivenUp,   ///< The guest is stopped, behind the fence.
 };
 
+/// What TargetProtocol does with a step, besides taking it.
 enum class TargetAction : std::uint8_t {
   kNone,
-  kServeFaults,  ///< Requests may go out from here on.
-  kRun,          ///< Open the gate, start the vCPUs.
+  kLoad,         ///< Let tl-load load the machine; requests may go out from here on.
+  kRun,          ///< Open the gate; let tl-load start the vCPUs.
   kFinish,       ///< Tell the source, unregister the memory.
-  kNeverWill,    ///< Write the tombstone, tell the source, drop the half.
-  kDropHalf,     ///< The source's guest runs on; what arrived is of no use.
-  kKeepHalf,     ///< The order may be on its way or lost: keep all, do not run, say so.
-  kRunOn,        ///< The guest keeps what it has; who touches a missing page waits.
+  kNeverWill,    ///< Write the tombstone; whoever tells the source comes later.
+  kDropHalf,     ///< As kNeverWill: the source's guest runs on; what arrived is of no use.
   kTellMissing,  ///< Send what is missing, and whether the guest runs here.
   kAskAgain,     ///< Request every page that somebody waits for, first of all.
   kShutOut,      ///< Join every receiver, let nobody in; then poison, or end the guest.
@@ -67,25 +67,25 @@ struct TargetRule {
 // clang-format off
 inline constexpr std::array kTargetRules{
     TargetRule{TargetState::kListening, TargetEvent::kDescriptionAccepted, TargetState::kReceiving,    TargetAction::kNone},
-    TargetRule{TargetState::kReceiving, TargetEvent::kStateReceived,       TargetState::kLoading,      TargetAction::kServeFaults},
+    TargetRule{TargetState::kReceiving, TargetEvent::kStateReceived,       TargetState::kLoading,      TargetAction::kLoad},
     TargetRule{TargetState::kReceiving, TargetEvent::kLinkLost,            TargetState::kFailed,       TargetAction::kDropHalf},
     TargetRule{TargetState::kReceiving, TargetEvent::kCancelled,           TargetState::kFailed,       TargetAction::kDropHalf},
     TargetRule{TargetState::kLoading,   TargetEvent::kStateLoaded,         TargetState::kLoaded,       TargetAction::kNone},
     TargetRule{TargetState::kLoading,   TargetEvent::kLoadFailed,          TargetState::kFailed,       TargetAction::kNeverWill},
     TargetRule{TargetState::kLoaded,    TargetEvent::kRunOrdered,          TargetState::kRunning,      TargetAction::kRun},
-    TargetRule{TargetState::kLoaded,    TargetEvent::kLinkLost,            TargetState::kLoadedAlone,  TargetAction::kKeepHalf},
+    TargetRule{TargetState::kLoaded,    TargetEvent::kLinkLost,            TargetState::kLoadedAlone,  TargetAction::kNone},
     TargetRule{TargetState::kRunning,   TargetEvent::kNothingMissing,      TargetState::kCompleted,    TargetAction::kFinish},
-    TargetRule{TargetState::kRunning,   TargetEvent::kLinkLost,            TargetState::kRunningAlone, TargetAction::kRunOn},
+    TargetRule{TargetState::kRunning,   TargetEvent::kLinkLost,            TargetState::kRunningAlone, TargetAction::kNone},
     TargetRule{TargetState::kRunningAlone, TargetEvent::kNothingMissing,   TargetState::kCompleted,    TargetAction::kFinish},
     TargetRule{TargetState::kLoading,           TargetEvent::kReconnected,   TargetState::kLoading,           TargetAction::kTellMissing},
     TargetRule{TargetState::kLoading,           TargetEvent::kResynced,      TargetState::kLoading,           TargetAction::kAskAgain},
     TargetRule{TargetState::kLoadedAlone,       TargetEvent::kReconnected,   TargetState::kLoadedRecovering,  TargetAction::kTellMissing},
     TargetRule{TargetState::kLoadedRecovering,  TargetEvent::kResynced,      TargetState::kLoaded,            TargetAction::kAskAgain},
-    TargetRule{TargetState::kLoadedRecovering,  TargetEvent::kLinkLost,      TargetState::kLoadedAlone,       TargetAction::kKeepHalf},
+    TargetRule{TargetState::kLoadedRecovering,  TargetEvent::kLinkLost,      TargetState::kLoadedAlone,       TargetAction::kNone},
     TargetRule{TargetState::kRunningAlone,      TargetEvent::kReconnected,   TargetState::kRunningRecovering, TargetAction::kTellMissing},
     TargetRule{TargetState::kRunningRecovering, TargetEvent::kResynced,      TargetState::kRunning,           TargetAction::kAskAgain},
     TargetRule{TargetState::kRunningRecovering, TargetEvent::kNothingMissing, TargetState::kCompleted,        TargetAction::kFinish},
-    TargetRule{TargetState::kRunningRecovering, TargetEvent::kLinkLost,      TargetState::kRunningAlone,      TargetAction::kRunOn},
+    TargetRule{TargetState::kRunningRecovering, TargetEvent::kLinkLost,      TargetState::kRunningAlone,      TargetAction::kNone},
     TargetRule{TargetState::kRunningAlone,      TargetEvent::kSourceGivenUp, TargetState::kAbandoning,        TargetAction::kShutOut},
     TargetRule{TargetState::kAbandoning,        TargetEvent::kNothingMissing, TargetState::kCompleted,        TargetAction::kFinish},
     TargetRule{TargetState::kAbandoning,        TargetEvent::kPagesPoisoned, TargetState::kPoisoned,          TargetAction::kNone},
@@ -107,6 +107,11 @@ MigrationStatus status_of(TargetState state);
 [[nodiscard]] bool has_the_state(TargetState state);
 
 /// Takes one step. Pure. Errors: kCorrupt, naming state and event, when no rule lists it.
-base::Expected<TargetRule> step(TargetState state, TargetEvent event);
+base::Expected<TargetRule> step(std::span<const TargetRule> rules, TargetState state,
+                                TargetEvent event);
+
+inline base::Expected<TargetRule> step(TargetState state, TargetEvent event) {
+  return step(kTargetRules, state, event);
+}
 
 }  // namespace towline::runtime

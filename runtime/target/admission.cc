@@ -1,7 +1,5 @@
-// Who may connect to the target, and what becomes of the lane: tl-listen.
+// Who connects to the target, and what becomes of the lane: tl-listen.
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "base/log.h"
 #include "runtime/link/handshake.h"
@@ -19,45 +17,22 @@ using wire::FrameHeader;
 }  // namespace
 
 Admission TargetDriver::admit(const wire::Hello& hello) {
+  bool comes_again = false;
+  {
+    const base::Lock lock(mutex_);
+    comes_again = hello.role == wire::LaneRole::kControl && brain_.knows(hello);
+  }
+  const Outcome space = comes_again ? room() : Outcome(base::Done{});
   const base::Lock lock(mutex_);
-  if (hello.role == wire::LaneRole::kControl) {
-    const bool known = published_.load() != nullptr && hello.id == control_hello_.id;
-    return known ? admit_again(hello) : admit_control(hello);
-  }
-  if (published_.load() == nullptr || hello.id != control_hello_.id ||
-      hello.epoch != control_hello_.epoch) {
-    Admission stranger;
-    stranger.refusal = "no migration of this identity and epoch is in progress here";
-    return stranger;
-  }
+  const TargetAdmission verdict = brain_.admit(hello, space);
   Admission admission;
-  if (hello.attempt != 0 && !replaces_lanes()) {
-    admission.refusal = "no lane can be replaced now";
-  } else {
+  admission.refusal = verdict.refusal;
+  admission.phase = verdict.phase;
+  admission.speaks_first = verdict.speaks_first;
+  if (verdict.refusal.empty() && verdict.proof == TargetAdmission::Proof::kSessionsSecret) {
     admission.secret = secret_;
   }
-  return admission;
-}
-
-Admission TargetDriver::admit_control(const wire::Hello& hello) {
-  Admission admission;
-  admission.speaks_first = true;  // Whoever describes a guest first has the place.
-  if (control_taken_ || state_ != TargetState::kListening) {
-    admission.refusal =
-        fmt::format("the target is busy with another migration (it is '{}')", to_string(state_));
-  } else if (hello.epoch > 1) {
-    admission.refusal =
-        "this process is another one than that which holds the guest, or held it: nothing of this "
-        "migration is here";
-  } else if (options_.secret.has_value() && !hello.has_secret) {
-    admission.refusal =
-        "the target was started with a secret and the source was not; give both the same "
-        "--secret FILE";
-  } else if (!options_.secret.has_value() && hello.has_secret) {
-    admission.refusal =
-        "the source was given a secret and the target was not; give both the same --secret FILE, "
-        "or neither";
-  } else if (options_.secret.has_value()) {
+  if (verdict.refusal.empty() && verdict.proof == TargetAdmission::Proof::kUsersSecret) {
     const auto bytes = bytes_of(*options_.secret);
     admission.secret.assign(bytes.begin(), bytes.end());
   }
@@ -68,45 +43,34 @@ void TargetDriver::deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello)
   if (hello.role != wire::LaneRole::kControl) {
     return deliver_lane(std::move(lane), hello);
   }
-  bool known = false;
+  bool comes_again = false;
   {
     const base::Lock lock(mutex_);
-    known = published_.load() != nullptr && hello.id == control_hello_.id;
-    if (!known) {
-      if (control_taken_ || state_ != TargetState::kListening) {
-        // Two sources greeted at once; the first one has it.
-        FrameHeader refusal;
-        refusal.type = wire::FrameType::kRefuse;
-        [[maybe_unused]] const auto told =
-            lane->send(refusal, bytes_of("the target has taken another source meanwhile"));
-        return;
-      }
-      control_taken_ = true;
-      control_hello_ = hello;
-      started_ = clock_.now();
-    }
+    comes_again = brain_.knows(hello);
   }
-  if (known) {
-    return deliver_again(std::move(lane), hello);
+  arrived_ = std::move(lane);
+  const auto fed = feed({.kind = TargetInput::Kind::kControlProven, .hello = hello});
+  if (!fed.ok() && !comes_again) {
+    FrameHeader refusal;
+    refusal.type = wire::FrameType::kRefuse;
+    [[maybe_unused]] const auto told = arrived_->send(refusal, bytes_of(fed.error().detail));
   }
+  arrived_.reset();
+}
+
+// An earlier source that was refused may not be reading why: nobody waits for that.
+void TargetDriver::take_source() {
   {
-    // An earlier source that was refused, and may not be reading why: nobody waits for that.
     const base::Lock lock(mutex_);
-    if (control_ != nullptr) {
-      control_->shutdown();
-    }
+    shut_control();
   }
   control_thread_.join();
   {
     const base::Lock lock(mutex_);
-    control_ = std::move(lane);
+    control_ = std::move(arrived_);
   }
-  // Whoever greets and then says nothing, or says it byte by byte, does not keep the place.
   listener_->set_deadline(options_.handshake_timeout, [this] {
-    const base::Lock lock(mutex_);
-    if (control_taken_ && state_ == TargetState::kListening) {
-      control_->shutdown();
-    }
+    [[maybe_unused]] const auto fed = feed({.kind = TargetInput::Kind::kGreetingOverdue});
   });
   control_thread_ = base::NamedThread("tl-control", [this] { run_control(); });
 }

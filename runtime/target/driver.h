@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -17,7 +16,7 @@
 #include "runtime/core/page_map.h"
 #include "runtime/core/page_receiver.h"
 #include "runtime/core/request_table.h"
-#include "runtime/core/target_session.h"
+#include "runtime/core/target_protocol.h"
 #include "runtime/link/listener.h"
 #include "runtime/migration.h"
 #include "runtime/target/fault_service.h"
@@ -28,18 +27,18 @@
 
 namespace towline::runtime {
 
-/// A guest on its way in: the listener, the lanes and the fault service around the target session.
+/// A guest on its way in: the listener, the lanes, the fault service and the threads around the
+/// target's brain. What happens is fed to that; what it answers is performed here, and nothing is
+/// decided.
 ///
-/// Threads: tl-listen (handshakes), tl-control (this class's run_control(): the session), tl-load
+/// Threads: tl-listen (handshakes), tl-control (run_control(): reads the control lane), tl-load
 /// (loads the machine and starts it: both may wait for pages), tl-urgent and tl-bulk-N
-/// (Receivers), tl-fault (FaultService), tl-ask (RequestSender), tl-watch (signs of life). Only
-/// tl-control decides that the link is lost, after it has read its lane to the end: the run order
-/// may be in there still.
+/// (Receivers), tl-fault (FaultService), tl-ask (RequestSender), tl-watch (looks for signs of life),
+/// tl-linger.
 ///
 /// A source that comes back in a greater epoch gets a tl-control of its own, which joins the one
-/// before it and every lane of the old epoch, and then tells what is missing here
-/// (recovery.cc).
-class TargetDriver final : public Incoming {
+/// before it and every lane of the old epoch before it says so (recovery.cc).
+class TargetDriver final : public Incoming, private Receivers::Owner {
  public:
   static base::Expected<std::unique_ptr<TargetDriver>> listen(Machine& machine, const Uri& at,
                                                               const MigrationOptions& options,
@@ -61,8 +60,8 @@ class TargetDriver final : public Incoming {
   /// All that exists from an accepted description on. Made once.
   struct Transfer {
     Transfer(const MemoryLayout& layout, std::size_t bulk_lanes, std::uint64_t epoch,
-             Receivers::Hooks hooks)
-        : map(layout.pages()), lanes(layout, map, bulk_lanes, epoch, std::move(hooks)) {}
+             Receivers::Owner& owner)
+        : map(layout.pages()), lanes(layout, map, bulk_lanes, epoch, owner) {}
 
     PageMap map;
     RequestTable requests{1U << 16U};  // Guess: far more than vCPUs and kernel workers can wait.
@@ -73,87 +72,86 @@ class TargetDriver final : public Incoming {
     std::unique_ptr<FaultService> faults;
   };
 
+  /// What tl-control has in hand.
+  struct Reading {
+    std::shared_ptr<Lane> lane;
+    wire::FrameHeader header;  // Read last; its payload may still be on the lane.
+    std::vector<base::PageRange> stale;
+    std::vector<std::byte> encoded_state;  // Left to tl-load by the brain's task.
+  };
+
   TargetDriver(Machine& machine, const MigrationOptions& options, MigrationObserver& observer);
 
-  // On tl-listen.
-  Admission admit(const wire::Hello& hello);
-  Admission admit_control(const wire::Hello& hello) REQUIRES(mutex_);
-  Admission admit_again(const wire::Hello& hello) const REQUIRES(mutex_);
-  void deliver_lane(std::unique_ptr<Lane> lane, const wire::Hello& hello);
-  void deliver_again(std::shared_ptr<Lane> lane, const wire::Hello& hello);
-  void deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello);
+  // The brain (driver.cc). Errors of feed(): it was refused, or a task failed.
+  base::Outcome feed(TargetInput input) EXCLUDES(mutex_);
+  void perform(const TargetEffect& effect) REQUIRES(mutex_);
+  base::Outcome carry_out(const TargetTask& task) EXCLUDES(mutex_);
+  void log_step(const TargetRule& rule);
+  void open_gate();
+  void shut_control() REQUIRES(mutex_);
 
-  // On tl-control.
+  // On tl-listen (admission.cc).
+  Admission admit(const wire::Hello& hello);
+  void deliver_lane(std::unique_ptr<Lane> lane, const wire::Hello& hello);
+  void deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello);
+  void take_source();
+
+  // On tl-control (control.cc).
   void run_control();
   base::Outcome receive_description();
   base::Outcome accept(const Description& description);
-  base::Outcome receive_until_end();
-  base::Outcome on_frame(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_stale(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_round_end(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_first_pages(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_state(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_run();
-  base::Outcome on_cancel(Lane& lane, const wire::FrameHeader& header);
-  base::Outcome on_ping(Lane& lane, const wire::FrameHeader& header);
-  void refuse(const std::string& reasons);
+  base::Outcome read_to_the_end();
+  void end_of_control(const base::Outcome& read);
+  base::Outcome answer_ping();
+  base::Outcome keep_stale();
+  base::Outcome apply_stale();
+  base::Outcome store_pages();
+  base::Outcome await_lanes(const TargetTask& task);
   base::Outcome send(wire::FrameType type, std::span<const std::byte> payload = {});
   [[nodiscard]] std::shared_ptr<Lane> control() const EXCLUDES(mutex_);
-  void end_of_control(const base::Error& reason);
-  void back_to_listening();
+  void tell_never(const std::string& reason);
+  void finish_sending(bool control_too);
+  void close_lanes(bool data_too);
 
-  // A new epoch, on its own tl-control.
+  // A new epoch, and lanes that are replaced (recovery.cc).
+  void begin_epoch(std::uint64_t epoch);
   void run_recovery(const std::shared_ptr<Lane>& lane, std::uint64_t epoch);
-  base::Outcome answer_again();
-  base::Outcome tell_end();
-  base::Outcome on_resume();
-  void ask_again();
-
-  // A data lane that is lost alone: on its threads, and tl-listen.
-  bool on_lane_broken(LaneName lane, std::uint32_t attempt, const base::Error& reason);
-  void on_lane_replaced(LaneName lane, std::uint32_t attempt);
-  [[nodiscard]] bool replaces_lanes() const REQUIRES(mutex_);
-  base::Outcome tell_missing(Lane& lane, std::uint32_t attempt);
-
-  // The source stays away (loss.cc).
-  void begin_abandoning(SourceLoss how) REQUIRES(mutex_);
-  void check_source_deadline() REQUIRES(mutex_);
-  void tell_source_lost() REQUIRES(mutex_);
-  [[nodiscard]] MissingMemory missing_memory() const;
-  void shut_out(SourceLoss how);
-  void settle_loss(SourceLoss how);
-  [[nodiscard]] std::string shut_out_reason() const REQUIRES(mutex_);
-  [[nodiscard]] SourceLossReport source_loss_report() const REQUIRES(mutex_);
-
-  // tl-load.
-  void load_and_run();
-  base::Outcome load(const std::vector<std::byte>& encoded);
-  void settle_link() REQUIRES(mutex_);
-  bool lose_locked() REQUIRES(mutex_);
-  void show_locked() REQUIRES(mutex_);
-  void start_guest();
-
+  base::Outcome answer_never(const TargetTask& task);
+  base::Outcome answer_complete();
+  base::Outcome tell_missing(std::uint32_t attempt);
+  void tell_lane_lost(const TargetTask& task);
+  void ask_again(bool sweep);
   void linger();  // tl-linger.
 
-  // tl-watch.
-  void watch();
-  bool judge(LinkWatch& link, LaneWatch& urgent, Lane& control);
-  void judge_markers();
-  void note_overdue(std::string_view awaited, const std::string& what) EXCLUDES(mutex_);
-  void tell_never(const base::Error& reason) EXCLUDES(mutex_);
+  // The source stays away (loss.cc).
+  [[nodiscard]] MissingMemory missing_memory() const;
+  void tell_source_away() REQUIRES(mutex_);
+  void give_up(SourceLoss how) REQUIRES(mutex_);
+  void shut_out();
+  base::Outcome poison(const TargetTask& task);
+  base::Outcome end_guest(const TargetTask& task);
 
-  // On any thread of the migration.
-  [[nodiscard]] base::Outcome memory_room() const;
-  base::Outcome wait_for_room(const base::Error& reason);
-  void found_room();
-  void tell_no_room(const base::Error& reason) EXCLUDES(mutex_);
-  [[nodiscard]] bool takes_a_pass() const REQUIRES(mutex_);
-  void on_progress();
-  void on_lane_lost(const base::Error& reason);
-  base::Outcome advance(TargetEvent event) EXCLUDES(mutex_);
-  base::Outcome advance_locked(TargetEvent event) REQUIRES(mutex_);
-  base::Expected<TargetAction> step_locked(TargetEvent event) REQUIRES(mutex_);
+  // tl-load (load.cc).
+  void load_and_run();
+  std::optional<TargetTask> next_load_task();
+  base::Outcome load(const TargetTask& task);
+  base::Outcome start_guest();
+  base::Outcome tell_running(const TargetTask& task);
   void finish();
+
+  // tl-watch (watch.cc).
+  void watch();
+  void judge(LinkWatch& link, LaneWatch& urgent, Lane& control, std::uint64_t epoch);
+  void judge_markers();
+
+  // Of a data lane, on its thread (lanes.cc).
+  void on_progress() override;
+  void on_lane_lost(const base::Error& reason) override;
+  bool on_lane_broken(LaneName lane, std::uint32_t attempt, const base::Error& reason) override;
+  void on_lane_replaced(LaneName lane, std::uint32_t attempt) override;
+  [[nodiscard]] base::Outcome room() const override;
+  base::Outcome wait_for_room(const base::Error& reason) override;
+  void found_room() override;
 
   Machine& machine_;
   const MigrationOptions options_;
@@ -167,51 +165,18 @@ class TargetDriver final : public Incoming {
   base::Condition changed_;
   base::Mutex room_mutex_;     // Held by who says that there is no room, or room again: in turns.
   base::Mutex telling_mutex_;  // Held by who says what is missing, so that sets do not mix.
-  TargetState state_ GUARDED_BY(mutex_) = TargetState::kListening;
-  MigrationStatus shown_ GUARDED_BY(mutex_) = MigrationStatus::kSetup;
-  bool control_taken_ GUARDED_BY(mutex_) = false;
-  bool never_ GUARDED_BY(mutex_) = false;
-  std::string error_ GUARDED_BY(mutex_);
-  std::string overdue_ GUARDED_BY(mutex_);  // What was lost on a link that lives, the last time.
-  std::string no_room_ GUARDED_BY(mutex_);  // Why pages of a pass wait. Empty: none does.
-  std::optional<base::Error> lane_error_ GUARDED_BY(mutex_);
-  std::vector<std::byte> encoded_state_ GUARDED_BY(mutex_);  // For tl-load.
-  wire::Hello control_hello_ GUARDED_BY(mutex_);  // Of the first epoch; its epoch is the newest.
+  TargetProtocol brain_ GUARDED_BY(mutex_);
   std::shared_ptr<Lane> control_ GUARDED_BY(mutex_);
-  /// What the lanes are to each other just now.
-  enum class Link : std::uint8_t { kTied, kLost, kComparing };
-  Link link_ GUARDED_BY(mutex_) = Link::kTied;
-  bool order_read_ GUARDED_BY(mutex_) = false;
-  bool may_repeat_order_ GUARDED_BY(mutex_) = false;
-  bool held_ GUARDED_BY(mutex_) = false;    // Paused by its user.
-  bool ending_ GUARDED_BY(mutex_) = false;  // This object goes.
-  // The link was lost when the order may have been on its way: the failure is shown, and the
-  // process may end, only after the source has asked and was told, or does not ask.
-  bool order_possible_ GUARDED_BY(mutex_) = false;
-  bool lingers_ GUARDED_BY(mutex_) = false;
-  bool told_never_ GUARDED_BY(mutex_) = false;
-  std::optional<std::uint64_t> entered_at_ns_ GUARDED_BY(mutex_);  // First KVM_RUN.
-  std::uint64_t recoveries_ GUARDED_BY(mutex_) = 0;
-  std::uint64_t lanes_replaced_ GUARDED_BY(mutex_) = 0;
-  SourceLoss source_loss_ GUARDED_BY(mutex_) = SourceLoss::kWait;
-  std::chrono::seconds source_loss_deadline_ GUARDED_BY(mutex_){0};
-  // Since when the guest runs without its source; an attempt that came to nothing changes nothing.
-  std::optional<base::Instant> alone_since_ GUARDED_BY(mutex_);
-  std::vector<std::byte> secret_ GUARDED_BY(mutex_);
-  base::Instant started_ GUARDED_BY(mutex_);
-  base::Instant ended_ GUARDED_BY(mutex_);
+  std::shared_ptr<Lane> next_control_ GUARDED_BY(mutex_);  // Of the epoch that begins.
+  std::vector<std::byte> secret_ GUARDED_BY(mutex_);       // The session's.
 
-  // Used by tl-control alone.
-  std::vector<base::PageRange> stale_;
-  std::uint64_t stale_pages_ = 0;
-  bool final_delta_applied_ = false;
+  std::unique_ptr<Lane> arrived_;  // A control lane. Used by tl-listen alone.
+  Reading reading_;                // Used by tl-control alone.
 
-  // Set by tl-control before the threads that use it start; published by state_ under mutex_.
+  // Set by tl-control before the threads that use it start.
   std::unique_ptr<Transfer> transfer_;
   std::atomic<Transfer*> published_{nullptr};  // transfer_, for report() and the listener.
-  std::atomic<bool> running_here_{false};
-  std::atomic<bool> told_running_{
-      false};  // kRunning was sent, or could not be: never after kComplete.
+  std::atomic<bool> running_here_{false};      // The gate is open.
 
   base::NamedThread linger_thread_;
   base::NamedThread load_thread_;

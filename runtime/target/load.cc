@@ -2,10 +2,8 @@
 #include <future>
 #include <utility>
 
-#include "base/ensure.h"
 #include "base/log.h"
 #include "runtime/link/handshake.h"
-#include "runtime/owner_log.h"
 #include "runtime/target/driver.h"
 
 namespace towline::runtime {
@@ -18,79 +16,30 @@ using wire::FrameType;
 }  // namespace
 
 void TargetDriver::load_and_run() {
-  std::vector<std::byte> encoded;
-  {
-    const base::Lock lock(mutex_);
-    changed_.wait(mutex_, [this]() UNDER_LOCK {
-      return state_ == TargetState::kLoading || state_ == TargetState::kFailed || ending_;
-    });
-    if (state_ != TargetState::kLoading) {
-      return;
-    }
-    encoded = std::move(encoded_state_);
+  while (const auto task = next_load_task()) {
+    [[maybe_unused]] const auto done = carry_out(*task);
   }
-  if (!load(encoded).ok()) {
-    return;
-  }
-  {
-    const base::Lock lock(mutex_);
-    const auto loaded = advance_locked(TargetEvent::kStateLoaded);
-    ENSURE(loaded.ok(), "nothing else ends loading");
-    if (order_read_) {
-      const auto ordered = advance_locked(TargetEvent::kRunOrdered);
-      ENSURE(ordered.ok(), "a loaded target can be ordered to run");
-    }
-    settle_link();
-    changed_.wait(mutex_, [this]() UNDER_LOCK { return order_read_ || ending_; });
-    if (!order_read_) {
-      return;
-    }
-  }
-  start_guest();
 }
 
-Outcome TargetDriver::load(const std::vector<std::byte>& encoded) {
-  auto state = decode(encoded);
+std::optional<TargetTask> TargetDriver::next_load_task() {
+  const base::Lock lock(mutex_);
+  changed_.wait(mutex_,
+                [this]() UNDER_LOCK { return brain_.has_load_task() || !brain_.may_load(); });
+  return brain_.take_load_task();
+}
+
+Outcome TargetDriver::load(const TargetTask& task) {
+  auto state = decode(std::exchange(reading_.encoded_state, {}));
   auto loaded =
       state.ok() ? machine_.load(state.value()) : Outcome(base::Err{std::move(state).error()});
-  if (loaded.ok()) {
-    return loaded;
+  TargetInput done{.kind = TargetInput::Kind::kDone, .task = task};
+  if (!loaded.ok()) {
+    done.error = loaded.error();
   }
-  const std::string reason = base::to_string(loaded.error());
-  {
-    // The tombstone is written before anybody is told.
-    const base::Lock lock(mutex_);
-    never_ = true;
-    error_ = reason;
-    lingers_ = !ending_;
-    const auto failed = advance_locked(TargetEvent::kLoadFailed);
-    ENSURE(failed.ok(), "loading may fail");
-    linger_thread_ = base::NamedThread("tl-linger", [this] { linger(); });
-  }
-  if (!send(FrameType::kNever, bytes_of(reason)).ok()) {
-    base::log_owner(LogLevel::kInfo, "never.unsent remedy={}",
-                    "the source will be told when it asks again");
-  }
-  return loaded;  // The source closes when it has read that, and tl-control ends the rest.
+  return feed(std::move(done));
 }
 
-// What happened to the link while nobody could step.
-void TargetDriver::settle_link() {
-  if (link_ == Link::kTied) {
-    return;
-  }
-  const auto lost = advance_locked(TargetEvent::kLinkLost);
-  ENSURE(lost.ok(), "a loaded or running target can lose its link");
-  if (link_ == Link::kComparing) {
-    const auto again = advance_locked(TargetEvent::kReconnected);
-    ENSURE(again.ok(), "a target that is alone can be found again");
-  }
-}
-
-void TargetDriver::start_guest() {
-  const auto taken = change_owner(machine_.gate(), OwnershipEvent::kTake);
-  ENSURE(taken.ok(), "one order opens the gate, once");
-  running_here_ = true;
+Outcome TargetDriver::start_guest() {
   // Shared: the vCPU's thread is still inside set_value() when get() returns here.
   const auto entered = std::make_shared<std::promise<std::uint64_t>>();
   auto when = entered->get_future();
@@ -99,15 +48,36 @@ void TargetDriver::start_guest() {
   if (machine_.wants_to_run()) {
     observer_.on_guest_started();
   }
+  return feed({.kind = TargetInput::Kind::kGuestEntered, .number = entered_at});
+}
+
+// Unsent: a source that comes back is told again.
+Outcome TargetDriver::tell_running(const TargetTask& task) {
+  std::uint64_t entered = 0;
   {
     const base::Lock lock(mutex_);
-    entered_at_ns_ = entered_at;
+    entered = brain_.entered_at().value_or(0);
   }
-  // Unsent: a source that comes back is told again.
   [[maybe_unused]] const auto told =
-      send(FrameType::kRunning, std::as_bytes(std::span(&entered_at, 1)));
-  told_running_ = true;
+      send(FrameType::kRunning, std::as_bytes(std::span(&entered, 1)));
+  [[maybe_unused]] const auto fed = feed({.kind = TargetInput::Kind::kDone, .task = task});
   on_progress();
+  return base::Done{};
+}
+
+void TargetDriver::finish() {
+  wire::FrameHeader complete;
+  complete.type = FrameType::kComplete;
+  complete.count = layout_.pages().value;
+  if (!control()->send(complete).ok()) {
+    base::log(LogLevel::kInfo, "complete.unsent reason={}",
+              "the source is gone; nothing is missing here");
+  }
+  const auto released = transfer_->memory->release();
+  if (!released.ok()) {
+    base::log(LogLevel::kWarning, "memory.release_failed reason={}",
+              base::to_string(released.error()));
+  }
 }
 
 }  // namespace towline::runtime

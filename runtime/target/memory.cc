@@ -315,7 +315,7 @@ base::Error TargetMemory::no_room(int fd, const char* operation) {
   return base::Error{ErrorKind::kOverloaded, 0, operation,
                      around.has_value()
                          ? explain(*around)
-                         : "no room for guest memory; free some memory on this host"};
+                         : "no room for guest memory; free some memory on the target's host"};
 }
 
 Outcome TargetMemory::room() {

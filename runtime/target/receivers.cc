@@ -31,19 +31,11 @@ constexpr std::uint64_t kSweepWindowOfHugePages = 2;
 // Room is asked for so often: a part of the reserve that is kept, however fast the link.
 constexpr std::uint64_t kBytesBetweenLooks = 8U << 20U;
 
-PageRange range_of(const FrameHeader& header) {
-  return PageRange{PageIndex{header.first}, PageCount{header.count}};
-}
-
-base::Error corrupt_frame(std::string detail) {
-  return base::Error{ErrorKind::kCorrupt, 0, "frame", std::move(detail)};
-}
-
 }  // namespace
 
 Receivers::Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-                     std::uint64_t epoch, Hooks hooks)
-    : layout_(layout), map_(map), hooks_(std::move(hooks)), epoch_(epoch), bulk_(bulk_lanes) {
+                     std::uint64_t epoch, Owner& owner)
+    : layout_(layout), map_(map), owner_(owner), epoch_(epoch), bulk_(bulk_lanes) {
   for (std::size_t i = 0; i < bulk_.size(); ++i) {
     bulk_[i].name = LaneName{wire::LaneRole::kBulk, static_cast<std::uint8_t>(i)};
   }
@@ -134,7 +126,7 @@ void Receivers::run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32
     slot.broken_since.reset();
     slot.ended_for.reset();
   }
-  hooks_.replaced(slot.name, attempt);
+  owner_.on_lane_replaced(slot.name, attempt);
   run(slot, attempt);
 }
 
@@ -309,7 +301,7 @@ void Receivers::report_end(Slot& slot, std::uint32_t attempt, base::Error reason
   }
   base::log(base::LogLevel::kInfo, "lane.ended lane={} attempt={} reason={}", to_string(slot.name),
             attempt, base::to_string(reason));
-  if (alone && hooks_.broken && hooks_.broken(slot.name, attempt, reason)) {
+  if (alone && owner_.on_lane_broken(slot.name, attempt, reason)) {
     lane->shutdown();  // The source sees it too.
     const base::Lock lock(mutex_);
     if (slot.attempt == attempt) {
@@ -322,7 +314,7 @@ void Receivers::report_end(Slot& slot, std::uint32_t attempt, base::Error reason
     lost_ = true;
     changed_.notify_all();
   }
-  hooks_.lost(reason);
+  owner_.on_lane_lost(reason);
 }
 
 void Receivers::run(Slot& slot, std::uint32_t attempt) {
@@ -346,7 +338,7 @@ base::Error Receivers::read_until_end(Slot& slot) {
     if (!handled.ok()) {
       return handled.error();
     }
-    hooks_.progress();
+    owner_.on_progress();
   }
 }
 
@@ -371,143 +363,11 @@ std::optional<base::Duration> Receivers::broken_for(base::Instant now) const {
   return longest;
 }
 
-Outcome Receivers::check_round(const Slot& slot, const FrameHeader& header) {
-  const base::Lock lock(mutex_);
-  const bool after = header.round == wire::kPostcopyRound;
-  if (after != postcopy_ || (!after && header.round != slot.markers + 1)) {
-    return base::Err{corrupt_frame(fmt::format(
-        "a {} frame of round {} came in {} {}", wire::to_string(header.type), header.round,
-        postcopy_ ? "post-copy, after pass" : "pass", slot.markers + (postcopy_ ? 0 : 1)))};
-  }
-  return base::Done{};
-}
-
-Outcome Receivers::check_pages(const FrameHeader& header) const {
-  if (!layout_.valid(range_of(header))) {
-    return base::Err{
-        corrupt_frame(fmt::format("pages [{}, +{}) are not in one region of the {} there are",
-                                  header.first, header.count, layout_.pages().value))};
-  }
-  return base::Done{};
-}
-
-base::Expected<std::span<const std::byte>> Receivers::read_pages(Lane& lane,
-                                                                 const FrameHeader& header) const {
-  TRY(check_pages(header));
-  const auto region = layout_.region_of(PageIndex{header.first});
-  const std::uint64_t size = layout_.entries()[region].page_size.value * header.count;
-  if (size != header.length) {
-    return base::Err{corrupt_frame(fmt::format("{} pages have {} bytes, the frame has {}",
-                                               header.count, size, header.length))};
-  }
-  return lane.view_payload(header);
-}
-
 Outcome Receivers::check_room(std::uint64_t bytes) {
   const std::uint64_t before = page_bytes_.fetch_add(bytes);
   const bool due = before == 0 || waiting_ != 0 ||
                    before / kBytesBetweenLooks != (before + bytes) / kBytesBetweenLooks;
-  return due ? hooks_.room() : Outcome(base::Done{});
-}
-
-// A frame of a pass is in no hurry: without room the lane waits, with the frame in its own buffer
-// and no claim, and then tries again. Its marker comes later on this lane, so that nobody can take
-// the pass for done meanwhile.
-Outcome Receivers::take_in_pass(Slot& slot, const std::function<Outcome()>& take) {
-  auto taken = take();
-  bool waited = false;
-  while (!taken.ok() && taken.error().kind == ErrorKind::kOverloaded && hooks_.wait_for_room) {
-    TRY(wait_for_room(slot, taken.error()));
-    waited = true;
-    taken = hooks_.room();
-    if (taken.ok()) {
-      taken = take();
-    }
-  }
-  if (waited && taken.ok()) {
-    hooks_.found_room();
-  }
-  return taken;
-}
-
-Outcome Receivers::wait_for_room(Slot& slot, const base::Error& reason) {
-  ++waiting_;
-  auto waited = hooks_.wait_for_room(reason);
-  --waiting_;
-  // Nobody reads the lane meanwhile: its end is asked for.
-  if (waited.ok() && has_ended(slot.lane->fd())) {
-    return fail(ErrorKind::kDisconnected, "receive",
-                "a bulk lane broke while it waited for room for its pages");
-  }
-  return waited;
-}
-
-Outcome Receivers::on_bulk_frame(Slot& slot, const FrameHeader& header) {
-  TRY(check_round(slot, header));
-  const bool after = header.round == wire::kPostcopyRound;
-  if (header.type == FrameType::kMarker) {
-    return on_marker(slot, header);
-  }
-  if (header.type == FrameType::kZeros) {
-    TRY(check_pages(header));
-    return receiver_->on_zeros(range_of(header));
-  }
-  if (header.type != FrameType::kPages) {
-    return base::Err{corrupt_frame(fmt::format("{} on a bulk lane", wire::to_string(header.type)))};
-  }
-  const auto bytes = TRY(read_pages(*slot.lane, header));
-  const auto take = [&]() -> Outcome {
-    TRY(check_room(bytes.size()));
-    return receiver_->on_pages(range_of(header), bytes);
-  };
-  if (!after) {
-    return take_in_pass(slot, take);
-  }
-  postcopy_pages_ += header.count;
-  return take();
-}
-
-Outcome Receivers::on_marker(Slot& slot, const FrameHeader& header) {
-  bool all_pushed = false;
-  {
-    const base::Lock lock(mutex_);
-    if (header.round == wire::kPostcopyRound) {
-      slot.pushed_all = true;
-      all_pushed =
-          std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
-    } else {
-      slot.markers = header.round;
-      changed_.notify_all();
-    }
-  }
-  if (all_pushed) {
-    sweep();
-  }
-  return base::Done{};
-}
-
-Outcome Receivers::on_urgent_frame(Slot& slot, const FrameHeader& header) {
-  if (!postcopy_) {
-    return base::Err{corrupt_frame("an answer came before anything was asked")};
-  }
-  if (header.type == FrameType::kPages) {
-    const auto bytes = TRY(read_pages(*slot.lane, header));
-    TRY(check_room(bytes.size()));
-    postcopy_pages_ += header.count;
-    TRY(receiver_->on_demanded(range_of(header), bytes));
-  } else if (header.type == FrameType::kZeros) {
-    TRY(check_pages(header));
-    TRY(receiver_->on_zeros(range_of(header)));
-  } else {
-    return base::Err{
-        corrupt_frame(fmt::format("{} on the urgent lane", wire::to_string(header.type)))};
-  }
-  if ((header.flags & wire::kFlagSweep) != 0) {
-    const base::Lock lock(sweep_mutex_);
-    sweep_outstanding_ -= sweep_outstanding_ > 0 ? 1 : 0;
-    sweep_more();
-  }
-  return base::Done{};
+  return due ? owner_.room() : Outcome(base::Done{});
 }
 
 // Both ends agree on what was sent only up to the pages that arrived when nobody could take them:

@@ -31,29 +31,41 @@ namespace towline::runtime {
 /// Threads: any.
 class Receivers {
  public:
-  struct Hooks {
+  /// Who is told of what happens, from the lanes' threads, and asked for room. Outlives this.
+  class Owner {
+   public:
+    Owner() = default;
+    Owner(const Owner&) = delete;
+    Owner& operator=(const Owner&) = delete;
+    virtual ~Owner() = default;
+
     /// A page arrived; something may be complete now.
-    std::function<void()> progress;
-    /// A lane ended, or sent what cannot be right. Called once per lane, from its thread.
-    std::function<void(const base::Error&)> lost;
-    /// Asked now and then, before pages are taken: an error ends the lane.
-    std::function<base::Outcome()> room;
-    /// Before the switch: there is no room for pages, for this reason. Returns when it is worth
-    /// another try; an error ends the lane. Absent: nobody waits. Called from the lane's thread.
-    std::function<base::Outcome(const base::Error&)> wait_for_room;
-    /// Who had waited has stored its pages.
-    std::function<void()> found_room;
-    /// As `lost`, and first: true if the lane may be replaced while the others go on. Called with
-    /// its attempt, from its thread. Absent: never.
-    std::function<bool(LaneName, std::uint32_t, const base::Error&)> broken;
+    virtual void on_progress() = 0;
+
+    /// A lane ended, or sent what cannot be right. Once per lane.
+    virtual void on_lane_lost(const base::Error& reason) = 0;
+
+    /// As on_lane_lost(), and first: true if the lane may be replaced while the others go on.
+    virtual bool on_lane_broken(LaneName lane, std::uint32_t attempt,
+                                const base::Error& reason) = 0;
+
     /// A lane took the place of one whose receiver has ended: every claim of that is settled, and
-    /// no frame of it can be installed any more. Called from the new lane's thread, before it
-    /// reads.
-    std::function<void(LaneName, std::uint32_t)> replaced;
+    /// no frame of it can be installed any more. From the new lane's thread, before it reads.
+    virtual void on_lane_replaced(LaneName lane, std::uint32_t attempt) = 0;
+
+    /// Asked now and then, before pages are taken: an error ends the lane.
+    [[nodiscard]] virtual base::Outcome room() const = 0;
+
+    /// Before the switch: there is no room for pages, for this reason. Returns when it is worth
+    /// another try; an error ends the lane.
+    virtual base::Outcome wait_for_room(const base::Error& reason) = 0;
+
+    /// Who had waited has stored its pages.
+    virtual void found_room() = 0;
   };
 
   Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-            std::uint64_t epoch, Hooks hooks);
+            std::uint64_t epoch, Owner& owner);
   Receivers(const Receivers&) = delete;
   Receivers& operator=(const Receivers&) = delete;
   ~Receivers();
@@ -181,7 +193,7 @@ class Receivers {
 
   const MemoryLayout& layout_;
   const PageMap& map_;
-  Hooks hooks_;
+  Owner& owner_;
   PageReceiver* receiver_ = nullptr;
   RequestSender* sender_ = nullptr;
   std::atomic<bool> postcopy_{false};

@@ -14,18 +14,7 @@ MigrationReport TargetDriver::report() const {
   const Transfer* transfer = published_;
   {
     const base::Lock lock(mutex_);
-    report.status = shown_;
-    report.error = error_;
-    report.overdue = overdue_;
-    report.waits_for = state_ == TargetState::kReceiving ? no_room_ : "";
-    report.epoch = control_hello_.epoch;
-    report.recoveries = recoveries_;
-    report.lanes_replaced = lanes_replaced_;
-    report.source_loss = source_loss_report();
-    if (control_taken_) {
-      const base::Instant end = is_final(shown_) ? ended_ : clock_.now();
-      report.total_time = std::chrono::duration_cast<std::chrono::milliseconds>(end - started_);
-    }
+    brain_.report_to(report, clock_.now());
   }
   report.listening = listener_->at();
   report.strangers_refused = listener_->strangers();

@@ -76,6 +76,34 @@ class Pages final : public runtime::GuestPages {
   std::array<bool, kPages> mapped_{};
 };
 
+/// Has room, cannot wait, and replaces nothing.
+class Owner final : public runtime::Receivers::Owner {
+ public:
+  void on_progress() override {}
+
+  void on_lane_lost(const base::Error& reason) override {
+    ENSURE(!base::to_string(reason).empty(), "says why");
+    ended.set_value();
+  }
+
+  bool on_lane_broken(runtime::LaneName /*lane*/, std::uint32_t /*attempt*/,
+                      const base::Error& /*reason*/) override {
+    return false;
+  }
+
+  void on_lane_replaced(runtime::LaneName /*lane*/, std::uint32_t /*attempt*/) override {}
+
+  [[nodiscard]] base::Outcome room() const override { return base::Done{}; }
+
+  base::Outcome wait_for_room(const base::Error& reason) override {
+    return base::Err<base::Error>{reason};
+  }
+
+  void found_room() override {}
+
+  std::promise<void> ended;
+};
+
 runtime::MemoryLayout two_regions() {
   runtime::Region low;
   low.name = "ram.low";
@@ -107,19 +135,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const std::uint64_t waited : {3U, 70U}) {
     (void)receiver.on_fault(base::PageIndex{waited});
   }
-  std::promise<void> ended;
-  runtime::Receivers lanes(layout, map, 1, 1,
-                           {.progress = [] {},
-                            .lost =
-                                [&](const base::Error& reason) {
-                                  ENSURE(!base::to_string(reason).empty(), "says why");
-                                  ended.set_value();
-                                },
-                            .room = [] { return base::Outcome(base::Done{}); },
-                            .wait_for_room = {},
-                            .found_room = [] {},
-                            .broken = {},
-                            .replaced = {}});
+  Owner owner;
+  runtime::Receivers lanes(layout, map, 1, 1, owner);
   auto sender = runtime::RequestSender::start(requests);
   ENSURE(sender.ok(), "there are descriptors");
   lanes.deliver_to(receiver, *sender.value());
@@ -139,7 +156,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                      0, 1)
              .ok(),
          "the first lane is taken");
-  ended.get_future().wait();
+  owner.ended.get_future().wait();
   lanes.shutdown();
   lanes.join();
 

@@ -95,7 +95,6 @@ struct Receivers {
   int threads = 0;                      ///< Of the urgent and the bulk lanes.
   bool control_ended = false;           ///< And nobody reads it any more.
   bool lost = false;
-  bool corrupt = false;
   base::PageIndex sweep_at;
   std::uint64_t sweep_outstanding = 0;
 };

@@ -126,6 +126,14 @@ std::string_view to_string(Plant plant) {
       return "running-unnoted";
     case Plant::kGateUntold:
       return "gate-untold";
+    case Plant::kPostcopyUnopened:
+      return "postcopy-unopened";
+    case Plant::kOrderForgotten:
+      return "order-forgotten";
+    case Plant::kTombstoneLate:
+      return "tombstone-late";
+    case Plant::kResumeEarly:
+      return "resume-early";
   }
   __builtin_unreachable();
 }

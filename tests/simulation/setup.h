@@ -96,10 +96,15 @@ enum class Plant : std::uint8_t {
   kLaneMissingEarly,      ///< What is missing is told before a replaced lane's receiver has ended.
   kLaneNotAsked,          ///< What was asked for on a lost urgent lane is not asked for again.
   kRunningUnnoted,        ///< In a recovery *running* is noted only when all was told.
-  kGateUntold,            ///< The source's gate does not hear that the target runs the guest.
+  // An effect or a task of a brain that is dropped, or done too early or too late.
+  kGateUntold,        ///< The source's gate does not hear that the target runs the guest.
+  kPostcopyUnopened,  ///< The final delta is applied, and pages of the time after it are refused.
+  kOrderForgotten,    ///< The gate is opened, and the guest never started.
+  kTombstoneLate,     ///< The tombstone is written when its *never* is on its way already.
+  kResumeEarly,       ///< The source goes on, and its lanes are not waited for.
 };
 
-inline constexpr int kPlants = static_cast<int>(Plant::kGateUntold) + 1;
+inline constexpr int kPlants = static_cast<int>(Plant::kResumeEarly) + 1;
 
 std::string_view to_string(Plant plant);
 

@@ -187,6 +187,20 @@ TEST_CASE("the seeds take every rule of every table and meet what only luck brin
     CAPTURE(to_string(rule.on));
     CHECK(coverage.gates.contains({rule.from, rule.on}));
   }
+  for (int i = 0; i <= static_cast<int>(runtime::TargetEffect::Kind::kRoomAgain); ++i) {
+    const auto effect = static_cast<runtime::TargetEffect::Kind>(i);
+    // Time is not modelled: nothing is overdue.
+    const bool timed = effect == runtime::TargetEffect::Kind::kGiveUpMarkers ||
+                       effect == runtime::TargetEffect::Kind::kOverdue;
+    CAPTURE(to_string(effect));
+    CHECK((timed || coverage.target_effects.contains(effect)));
+  }
+  for (int i = 0; i <= static_cast<int>(runtime::TargetTask::Kind::kStartGuest); ++i) {
+    const auto task = static_cast<runtime::TargetTask::Kind>(i);
+    CAPTURE(to_string(task));
+    // The source compares no clocks here.
+    CHECK((task == runtime::TargetTask::Kind::kAnswerPing || coverage.target_tasks.contains(task)));
+  }
   for (const char* event :
        {"a duplicate", "a fault answered without the network", "a fault on a claimed page",
         "a pass was cut", "a sweep", "an answer met a claim", "an installed page lost its entry",
@@ -432,12 +446,34 @@ TEST_CASE("planted: what an urgent lane was asked for and is not asked for again
 }
 
 TEST_CASE("planted: a source that was given up and is let in is found") {
-  CHECK(is_among(found(Plant::kGivenUpLetIn, Trouble::kSourceGivenUp), {"the target cannot step"}));
+  CHECK(is_among(found(Plant::kGivenUpLetIn, Trouble::kSourceGivenUp),
+                 {"a source that was given up is let in"}));
 }
 
 TEST_CASE("planted: poisoning more than what is missing is found") {
   CHECK(is_among(found(Plant::kPoisonTooMuch, Trouble::kSourceGivenUp),
                  {"map and memory differ in what is poisoned", "a page is poisoned that was not"}));
+}
+
+// ---- of the target's brain: what its performer may get wrong
+// -------------------------------------
+
+TEST_CASE("planted: a final delta that does not open the time after it is found") {
+  CHECK(is_among(found(Plant::kPostcopyUnopened),
+                 {"an answer to what was not asked", "a frame of a round that is not due"}));
+}
+
+TEST_CASE("planted: a guest that is not started though its gate is open is found") {
+  CHECK(is_among(found(Plant::kOrderForgotten), {kNotDone}));
+}
+
+TEST_CASE("planted: a tombstone that is written behind its word is found") {
+  CHECK(is_among(found(Plant::kTombstoneLate, Trouble::kLoadFails), {kTookBack}));
+}
+
+TEST_CASE("planted: lanes that are not waited for before their epoch goes on are found") {
+  CHECK(is_among(found(Plant::kResumeEarly, Trouble::kSourceGivenUp),
+                 {"a fault was not asked for in this epoch"}));
 }
 
 }  // namespace

@@ -4,13 +4,15 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "runtime/core/page_map.h"
 #include "runtime/core/page_receiver.h"
 #include "runtime/core/request_table.h"
-#include "runtime/core/target_session.h"
+#include "runtime/core/target_protocol.h"
 #include "runtime/run_gate.h"
 #include "tests/simulation/lanes.h"
 #include "tests/simulation/memory.h"
@@ -19,9 +21,10 @@
 
 namespace towline::simulation {
 
-/// The target: the shipped session, gate, page map, request table, receiver and codec, and in
-/// between what runtime/target/driver.cc, target_recovery.cc and target_lanes.cc do with them, one
-/// thread a task.
+/// The target: the shipped brain, gate, page map, request table, receiver and codec. What
+/// runtime/target does with sockets, threads and memory is here on those of this world: what
+/// happens is fed to the brain, its effects are performed at once, its tasks are carried out, and
+/// between them others may cut in. Only what the lanes' own threads do stands here once more.
 class TargetEnd {
  public:
   /// With the lanes of the first epoch, which the source has tied. All references outlive this.
@@ -29,7 +32,7 @@ class TargetEnd {
 
   void start();
 
-  [[nodiscard]] runtime::TargetState state() const { return state_; }
+  [[nodiscard]] runtime::TargetState state() const { return brain_.state(); }
 
   [[nodiscard]] runtime::Ownership ownership() const { return gate_.ownership(); }
 
@@ -39,10 +42,10 @@ class TargetEnd {
 
   [[nodiscard]] TargetGuest& guest() { return guest_; }
 
-  /// Its tombstone.
-  [[nodiscard]] bool never() const { return never_; }
+  /// Its tombstone was written.
+  [[nodiscard]] bool never() const { return tombstone_; }
 
-  [[nodiscard]] bool order_read() const { return order_read_; }
+  [[nodiscard]] bool order_read() const { return brain_.order_read(); }
 
   [[nodiscard]] const runtime::PageReceiver& receiver() const { return receiver_; }
 
@@ -53,13 +56,13 @@ class TargetEnd {
   [[nodiscard]] bool has_old_lane() const;
 
   /// The lanes are there, and every fault that waits for a missing page was asked for on them.
-  [[nodiscard]] bool tied() const { return link_ == LinkState::kTied && !now_->lost; }
+  [[nodiscard]] bool tied() const { return brain_.tied() && !now_->lost; }
 
   [[nodiscard]] bool asked(base::PageIndex page) const { return asked_.contains(page.value); }
 
   // ---- its watch, the world ---------------------------------------------------------------------
 
-  /// It is told to end before it has the guest.
+  /// A lane has no room, and no patience either, before it has the guest.
   void leave();
 
   /// Something is wrong with a lane that it uses, and no end or error says so.
@@ -68,8 +71,8 @@ class TargetEnd {
   /// Its user, or a deadline: what is missing will not come.
   void give_up_source(bool poison);
 
-  /// Its watch (or its user) gives the link up.
-  void lose() { shut(*now_); }
+  /// Its watch gives the link up, whatever is true of it.
+  void lose();
 
   /// As SourceEnd::give_up().
   void give_up();
@@ -89,45 +92,45 @@ class TargetEnd {
   Task greet(Connection& connection);
 
  private:
-  /// What the lanes are to the session just now.
-  enum class LinkState : std::uint8_t { kTied, kLost, kComparing };
+  using Input = runtime::TargetInput;
+  using Job = runtime::TargetTask;
 
+  // The brain (target_brain.cc).
+  std::vector<Job> ask_brain(Input input, base::Outcome& outcome);
+  base::Outcome feed(Input input);
+  base::Outcome feed_done(const Job& task);
+  Task obey(Receivers& lanes, const Input& input, base::Outcome& outcome);
+  void perform(const runtime::TargetEffect& effect);
+  base::Outcome carry_out(const Job& task);
+  void write_tombstone();
+  void open_gate();
+  void tell(runtime::wire::FrameType type, std::span<const std::byte> payload = {});
+  base::Outcome keep_stale();
+  base::Outcome apply_stale();
+  base::Outcome tell_missing(const Job& task);
+  void shut_out();
+  Task write_late();
+  Task linger();
+
+  // tl-control (target_end.cc).
   Task control(Receivers& lanes);
   Task control_again(Receivers& lanes, Receivers& before);
   Task read_control(Receivers& lanes);
+  bool on_describe(Receivers& lanes);
+  void check_refusal(const Frame& frame, const base::Outcome& outcome);
+  void end_of_control(Receivers& lanes, const base::Error& reason);
+  void check_delta();
+
+  // tl-load (target_load.cc).
+  Task load_and_run();
   Task load();
+  Task start_guest();
+
+  // The data lanes (target_lanes.cc), and one that is replaced (target_replace.cc).
   Task bulk(Receivers& lanes, std::size_t number, Connection& lane, std::uint32_t attempt);
   Task urgent(Receivers& lanes, Connection& lane, std::uint32_t attempt);
   Task run_in_place(Receivers& lanes, runtime::LaneName name, Connection& lane,
                     std::uint32_t attempt);
-  Task faults();
-  Task vcpu(std::size_t thread);
-  Task early_toucher();
-
-  bool on_frame(Receivers& lanes, const Frame& frame);
-  void on_describe();
-  bool on_stale(const Frame& frame);
-  bool apply_round(Receivers& lanes, const Frame& frame);
-  bool on_first_pages(const Frame& frame);
-  bool on_order();
-  Task start_guest();
-  void settle_link();
-  void end_of_control(Receivers& lanes, bool corrupt);
-
-  // Recovery.
-  [[nodiscard]] bool admits(const runtime::wire::Hello& hello) const;
-  void deliver(Connection& connection, const runtime::wire::Hello& hello);
-  void attach(Connection& connection, const runtime::wire::Hello& hello);
-  void replace(Connection& connection, const runtime::wire::Hello& hello);
-  void replaced(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
-  [[nodiscard]] bool replaces_lanes() const;
-  void answer_again(Receivers& lanes);
-  void tell_missing(Receivers& lanes, std::uint32_t attempt);
-  bool on_resume(Receivers& lanes);
-  void shut(Receivers& lanes);
-  Task abandon(bool poison);
-  void reset_claims();
-
   bool on_bulk_frame(Receivers& lanes, std::uint8_t number, std::uint32_t attempt,
                      const Frame& frame);
   Task wait_for_room(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt,
@@ -139,17 +142,35 @@ class TargetEnd {
   void keep_a_claim();
   void check_epoch(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
   static void finish_sending(Receivers& lanes);
+  void replace(Connection& connection, const runtime::wire::Hello& hello);
+  void replaced(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
+  void sweep_more(Receivers& lanes);
+  void progress();
 
+  // Recovery (target_recovery.cc).
+  [[nodiscard]] bool admits(const runtime::wire::Hello& hello) const;
+  void deliver(Connection& connection, const runtime::wire::Hello& hello);
+  void attach(Connection& connection, const runtime::wire::Hello& hello);
+  void begin_epoch(std::uint64_t epoch);
+  void use_lanes(Receivers& lanes);
+  void tell_missing(std::uint32_t attempt);
+  void ask_again(const Job& task);
+  Task abandon();
+  void reset_claims();
+
+  void shut(Receivers& lanes);
+  void shut_data(Receivers& lanes);
+  void shut_control(Receivers& lanes);
+  void refuse(Connection& connection);
+
+  Task faults();
+  Task vcpu(std::size_t thread);
+  Task early_toucher();
   void start_thread(Receivers& lanes, const std::string& name, Task work);
   Task counted(Receivers& lanes, Task work);
-  void tell(runtime::wire::FrameType type, std::span<const std::byte> payload = {});
   void ask_due();
   void ask(std::span<const base::PageIndex> pages);
   void ask_again(base::PageRange range);
-  void sweep_more(Receivers& lanes);
-  void progress();
-  void check_delta();
-  bool step(runtime::TargetEvent event);
 
   World& world_;
   Network& network_;
@@ -159,24 +180,22 @@ class TargetEnd {
   TargetGuest guest_;
   runtime::PageReceiver receiver_;
   runtime::RunGate gate_{runtime::Ownership::kIncoming};
-  runtime::TargetState state_ = runtime::TargetState::kListening;
+  runtime::TargetProtocol brain_;
 
   std::deque<Receivers> epochs_;
-  Receivers* now_ = nullptr;  // The epoch whose lanes are used.
+  Receivers* now_ = nullptr;       // The epoch whose lanes are used.
+  Receivers* next_ = nullptr;      // The one that begins.
+  Connection* arrived_ = nullptr;  // A control lane, on tl-listen.
   std::uint64_t newest_ = 1;
-  LinkState link_ = LinkState::kTied;
   std::map<std::uint64_t, std::uint32_t> attached_;  // Attempts in use, by lane_code().
   std::set<std::uint64_t> asked_;                    // Pages, in this epoch. For checks.
 
+  Frame reading_;  // On tl-control.
   std::vector<base::PageRange> stale_;
-  std::uint64_t stale_pages_ = 0;
-  bool final_applied_ = false;
   bool postcopy_ = false;
-  bool never_ = false;
-  bool told_no_room_ = false;  // The source knows.
-  bool order_read_ = false;
-  bool may_repeat_order_ = false;
-  bool entered_ = false;  // A vCPU has, and the source was told on the lanes that there were.
+  bool tombstone_ = false;
+  int starts_ = 0;            // Of the guest.
+  std::uint64_t inputs_ = 0;  // Of the brain.
 };
 
 }  // namespace towline::simulation

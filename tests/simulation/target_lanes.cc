@@ -46,7 +46,7 @@ Task TargetEnd::bulk(Receivers& lanes, std::size_t number, Connection& lane,
     }
     if (lanes.bulk[number].no_room) {
       co_await wait_for_room(lanes, name, attempt, frame);
-      if (lanes.lost || state_ != runtime::TargetState::kReceiving) {
+      if (lanes.lost || !brain_.takes_a_pass()) {
         co_return lane_lost(lanes, name, attempt, false);
       }
     }
@@ -59,17 +59,18 @@ Task TargetEnd::wait_for_room(Receivers& lanes, LaneName name, std::uint32_t att
                               const Frame& frame) {
   world_.saw("a lane that waited for room");
   ++world_.wait_for_room;
-  do {
-    if (!std::exchange(told_no_room_, true)) {
-      lanes.control->to_source.send({.type = FrameType::kNoRoom},
-                                    std::as_bytes(std::span("no room")));
-    }
+  bool stored = false;
+  while (!stored && !lanes.lost &&
+         feed({.kind = Input::Kind::kNoRoom,
+               .error = base::Error{base::ErrorKind::kOverloaded, 0, "receive", "no room"}})
+             .ok()) {
     co_await simulation::step();
-  } while (state_ == runtime::TargetState::kReceiving && !lanes.lost &&
-           on_bulk_frame(lanes, name.number, attempt, frame) && lanes.bulk[name.number].no_room);
+    stored = brain_.takes_a_pass() && !lanes.lost &&
+             on_bulk_frame(lanes, name.number, attempt, frame) && !lanes.bulk[name.number].no_room;
+  }
   --world_.wait_for_room;
-  if (state_ == runtime::TargetState::kReceiving && std::exchange(told_no_room_, false)) {
-    lanes.control->to_source.send({.type = FrameType::kRoomAgain});
+  if (stored) {
+    (void)feed({.kind = Input::Kind::kRoomFound});
   }
 }
 
@@ -226,28 +227,20 @@ void TargetEnd::lane_lost(Receivers& lanes, LaneName name, std::uint32_t attempt
   if (lanes.fate(name).attempt != attempt && !lanes.lost) {
     return;  // Another one waits for this thread.
   }
-  if (replaces_lanes() && !lanes.lost && &lanes == now_) {
-    Connection& lane = *lanes.place_of(name);
+  if (&lanes != now_) {
+    return;  // Only where a mistake is planted.
+  }
+  const base::Error reason{corrupt ? base::ErrorKind::kCorrupt : base::ErrorKind::kDisconnected, 0,
+                           "receive", "it ended"};
+  Connection& lane = *lanes.place_of(name);
+  if (!lanes.lost &&
+      feed({.kind = Input::Kind::kLaneBroken, .error = reason, .lane = name, .number = attempt})
+          .ok()) {
     lane.to_source.close();
-    lane.to_target.shut(world_.random);
-    lanes.control->to_source.send(
-        {.type = FrameType::kLaneLost, .first = runtime::lane_code(name), .round = attempt});
-    return;
+    return lane.to_target.shut(world_.random);
   }
   lanes.lost = true;
-  if (state_ == runtime::TargetState::kCompleted || lanes.control_ended) {
-    return;
-  }
-  lanes.corrupt = lanes.corrupt || corrupt;
-  if (world_.planted(Plant::kNeverThenRun) && !world_.runs_there) {
-    lanes.control->to_source.send({.type = FrameType::kNever});
-  }
-  // The source notices, closes, and the control lane is read to its end.
-  lanes.control->to_source.close();
-  if (corrupt) {
-    lanes.control->to_target.shut(world_.random);
-  }
-  finish_sending(lanes);
+  (void)feed({.kind = Input::Kind::kLaneLost, .error = reason});
 }
 
 void TargetEnd::finish_sending(Receivers& lanes) {

@@ -6,14 +6,29 @@
 namespace towline::simulation {
 
 using base::PageIndex;
-using runtime::TargetEvent;
-using runtime::wire::FrameType;
+using runtime::TargetTask;
 
 namespace {
 
 constexpr std::uint64_t kLoaderPages = 4;
 
 }  // namespace
+
+Task TargetEnd::load_and_run() {
+  while (true) {
+    co_await until([this] { return brain_.has_load_task() || !brain_.may_load(); });
+    const auto task = brain_.take_load_task();
+    if (!task.has_value()) {
+      co_return;
+    }
+    world_.coverage.target_tasks.insert(task->kind);
+    if (task->kind == Job::Kind::kLoad) {
+      co_await load();
+    } else if (!world_.planted(Plant::kOrderForgotten)) {
+      co_await start_guest();
+    }
+  }
+}
 
 /// Loading touches guest memory, and waits for it like any guest; the lanes may change meanwhile.
 Task TargetEnd::load() {
@@ -25,48 +40,28 @@ Task TargetEnd::load() {
     }
     co_await simulation::step();
   }
+  Input done{.kind = Input::Kind::kDone, .task = TargetTask{.kind = Job::Kind::kLoad}};
   if (world_.setup.load_fails) {
-    never_ = true;  // The tombstone is written before anybody is told.
     world_.link_harmed = true;
-    step(TargetEvent::kLoadFailed);
-    tell(FrameType::kNever);
-    co_return;
+    done.error = base::Error{base::ErrorKind::kFailed, 0, "load", "it cannot be"};
   }
-  step(TargetEvent::kStateLoaded);
-  if (order_read_ || world_.planted(Plant::kRunWithoutOrder)) {
-    step(TargetEvent::kRunOrdered);
-  }
-  settle_link();
-  co_await until([this] { return order_read_ || world_.planted(Plant::kRunWithoutOrder); });
-  co_await start_guest();
-}
-
-/// What happened to the lanes while the state was being loaded.
-void TargetEnd::settle_link() {
-  if (link_ == LinkState::kTied) {
-    return;
-  }
-  step(TargetEvent::kLinkLost);
-  if (link_ == LinkState::kComparing) {
-    step(TargetEvent::kReconnected);
+  (void)feed(done);
+  if (world_.planted(Plant::kRunWithoutOrder) && !brain_.order_read()) {
+    open_gate();
+    co_await start_guest();
   }
 }
 
 /// It runs from here on, and takes a while until a vCPU has entered and the source is told.
 Task TargetEnd::start_guest() {
-  const runtime::Ownership from = gate_.ownership();
-  if (!gate_.step(runtime::OwnershipEvent::kTake).ok()) {
-    world_.fail("the target's gate does not open");
+  if (++starts_ > 1) {
+    world_.fail("the order was obeyed twice");
   }
-  world_.coverage.gates.emplace(from, runtime::OwnershipEvent::kTake);
   world_.runs_there = true;
   for (std::uint64_t pause = world_.random.below(4); pause > 0; --pause) {
     co_await simulation::step();
   }
-  entered_ = true;
-  tell(FrameType::kRunning, std::vector<std::byte>(8));
-  world_.preempt();
-  progress();
+  (void)feed({.kind = Input::Kind::kGuestEntered, .number = 1});
 }
 
 }  // namespace towline::simulation

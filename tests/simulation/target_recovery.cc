@@ -11,7 +11,6 @@ using base::PageCount;
 using base::PageIndex;
 using runtime::PageState;
 using runtime::Prover;
-using runtime::TargetEvent;
 using runtime::TargetState;
 using runtime::wire::FrameType;
 using runtime::wire::Hello;
@@ -29,6 +28,9 @@ Task TargetEnd::greet(Connection& connection) {
   if (greeting.ok() && greeting.value().has_value() &&
       greeting.value()->header.type == FrameType::kHello) {
     hello = runtime::wire::decode_hello(greeting.value()->payload);
+  }
+  if (hello.ok()) {
+    hello.value().features = runtime::kFeatures;  // Both ends are of this version.
   }
   bool proven = hello.ok() && admits(hello.value());
   if (proven) {
@@ -62,42 +64,34 @@ Task TargetEnd::greet(Connection& connection) {
 }
 
 bool TargetEnd::admits(const Hello& hello) const {
-  const bool known = hello.id == identity_.id && state_ != TargetState::kListening &&
-                     (state_ != TargetState::kFailed || never_) &&
-                     (!runtime::shuts_out(state_) || world_.planted(Plant::kGivenUpLetIn));
-  if (hello.role == LaneRole::kControl) {
-    return known && hello.epoch > newest_;
-  }
-  return known && hello.epoch == newest_ && (hello.attempt == 0 || replaces_lanes());
+  const bool forgot = state() == TargetState::kFailed && !tombstone_;
+  const bool given_up = runtime::shuts_out(state()) && hello.id == identity_.id;
+  return (!forgot && brain_.admit(hello, base::Done{}).refusal.empty()) ||
+         (given_up && world_.planted(Plant::kGivenUpLetIn));
 }
 
 void TargetEnd::deliver(Connection& connection, const Hello& hello) {
   if (hello.role != LaneRole::kControl) {
     return attach(connection, hello);
   }
-  if (runtime::shuts_out(state_) && !world_.planted(Plant::kGivenUpLetIn)) {
-    world_.saw("a source that was given up came back");
-    connection.to_source.close();
-    return connection.to_target.shut(world_.random);
+  arrived_ = &connection;
+  if (feed({.kind = Input::Kind::kControlProven, .hello = hello}).ok()) {
+    return;
   }
-  if (hello.epoch <= newest_) {
-    world_.saw("a control lane that was overtaken");
-    if (!world_.planted(Plant::kOldEpochAccepted)) {
-      connection.to_source.close();
-      return connection.to_target.shut(world_.random);
-    }
+  const bool given_up = runtime::shuts_out(state());
+  world_.saw(given_up ? "a source that was given up came back"
+                      : "a control lane that was overtaken");
+  if (world_.planted(given_up ? Plant::kGivenUpLetIn : Plant::kOldEpochAccepted)) {
+    newest_ = hello.epoch;
+    shut(epochs_.back());
+    return begin_epoch(hello.epoch);
   }
-  newest_ = hello.epoch;
-  Receivers& before = epochs_.back();
-  if (!world_.planted(Plant::kOldFrameInstalled)) {
-    shut(before);
-  } else {
-    before.control->to_source.close();
-    before.control->to_target.shut(world_.random);
-  }
-  Receivers& fresh = epochs_.emplace_back(hello.epoch, before.bulk.size());
-  fresh.control = &connection;
-  world_.add_actor(Process::kTarget, "target control again", control_again(fresh, before));
+  refuse(connection);
+}
+
+void TargetEnd::refuse(Connection& connection) {
+  connection.to_source.close();
+  connection.to_target.shut(world_.random);
 }
 
 void TargetEnd::attach(Connection& connection, const Hello& hello) {
@@ -107,7 +101,7 @@ void TargetEnd::attach(Connection& connection, const Hello& hello) {
   Connection*& place = hello.role == LaneRole::kUrgent
                            ? now_->urgent
                            : now_->bulk[hello.lane % now_->bulk.size()].lane;
-  const bool due = hello.epoch == now_->epoch && hello.epoch == newest_ && !now_->lost;
+  const bool due = hello.epoch == now_->epoch && hello.epoch == brain_.epoch() && !now_->lost;
   if (hello.epoch != now_->epoch) {
     world_.saw("a lane that was overtaken");
   }
@@ -127,13 +121,31 @@ void TargetEnd::attach(Connection& connection, const Hello& hello) {
 
 // ---- a new epoch --------------------------------------------------------------------------------
 
-/// Ends every lane at once, in both directions.
-void TargetEnd::shut(Receivers& lanes) {
+void TargetEnd::shut_control(Receivers& lanes) {
+  lanes.control->to_source.close();
+  lanes.control->to_target.shut(world_.random);
+}
+
+void TargetEnd::shut_data(Receivers& lanes) {
   lanes.lost = true;
   for (Connection* lane : lanes.all()) {
-    lane->to_source.close();
-    lane->to_target.shut(world_.random);
+    if (lane != lanes.control) {
+      refuse(*lane);
+    }
   }
+}
+
+/// Ends every lane at once, in both directions.
+void TargetEnd::shut(Receivers& lanes) {
+  shut_control(lanes);
+  shut_data(lanes);
+}
+
+void TargetEnd::begin_epoch(std::uint64_t epoch) {
+  Receivers& before = epochs_.back();
+  Receivers& fresh = epochs_.emplace_back(epoch, before.bulk.size());
+  fresh.control = arrived_;
+  world_.add_actor(Process::kTarget, "target control again", control_again(fresh, before));
 }
 
 /// Begins when every thread of the epoch before has ended: each claim of theirs is released or
@@ -143,24 +155,35 @@ Task TargetEnd::control_again(Receivers& lanes, Receivers& before) {
       !world_.planted(Plant::kOldFrameInstalled) && !world_.planted(Plant::kClaimsResetEarly);
   co_await until(
       [&before, joins] { return before.control_ended && (before.threads == 0 || !joins); });
-  if (runtime::shuts_out(state_) && !world_.planted(Plant::kGivenUpLetIn)) {
+  if (world_.planted(Plant::kClaimsResetEarly) && brain_.epoch() == lanes.epoch) {
+    reset_claims();
+  }
+  next_ = &lanes;
+  base::Outcome answered = base::Done{};
+  const Input fenced{.kind = Input::Kind::kFenced, .epoch = lanes.epoch};
+  co_await obey(lanes, fenced, answered);
+  if (now_ != &lanes && runtime::shuts_out(state()) && world_.planted(Plant::kGivenUpLetIn)) {
+    use_lanes(lanes);
+    tell_missing(0);
+  }
+  if (now_ != &lanes) {
+    if (brain_.epoch() != lanes.epoch) {
+      world_.saw("an epoch that was overtaken before it began");
+    }
     shut(lanes);
     lanes.control_ended = true;
     co_return;
   }
-  if (newest_ != lanes.epoch) {
-    world_.saw("an epoch that was overtaken before it began");
-    lanes.control_ended = true;
-    co_return;
-  }
-  if (world_.planted(Plant::kClaimsResetEarly)) {
-    reset_claims();
+  co_await read_control(lanes);
+}
+
+void TargetEnd::use_lanes(Receivers& lanes) {
+  if (runtime::shuts_out(state())) {
+    world_.fail("a source that was given up is let in");
   }
   now_ = &lanes;
   asked_.clear();
   attached_.clear();
-  answer_again(lanes);
-  co_await read_control(lanes);
 }
 
 void TargetEnd::reset_claims() {
@@ -171,21 +194,8 @@ void TargetEnd::reset_claims() {
   }
 }
 
-void TargetEnd::answer_again(Receivers& lanes) {
-  if (state_ == TargetState::kFailed) {
-    return tell(FrameType::kNever);
-  }
-  if (state_ == TargetState::kCompleted) {
-    tell(FrameType::kRunning, std::vector<std::byte>(8));
-    return tell(FrameType::kComplete);
-  }
-  link_ = LinkState::kComparing;
-  may_repeat_order_ = true;
-  step(TargetEvent::kReconnected);
-  tell_missing(lanes, 0);
-}
-
-void TargetEnd::tell_missing(Receivers& lanes, std::uint32_t attempt) {
+void TargetEnd::tell_missing(std::uint32_t attempt) {
+  Receivers& lanes = *now_;
   std::uint64_t told = 0;
   PageIndex at{0};
   while (const auto frame = runtime::wire::encode_missing(
@@ -196,69 +206,44 @@ void TargetEnd::tell_missing(Receivers& lanes, std::uint32_t attempt) {
     at = frame->next;
     world_.preempt();
   }
-  if (entered_ && attempt == 0 && !world_.planted(Plant::kRunningUntold)) {
+  if (brain_.entered_at().has_value() && attempt == 0 && !world_.planted(Plant::kRunningUntold)) {
     tell(FrameType::kRunning, std::vector<std::byte>(8));
   }
   world_.preempt();
   lanes.control->to_source.send({.type = FrameType::kMissingEnd, .count = told, .round = attempt});
 }
 
-bool TargetEnd::on_resume(Receivers& lanes) {
-  if (runtime::shuts_out(state_)) {
-    return false;
-  }
-  if (link_ != LinkState::kComparing) {
-    world_.fail("the source goes on without having compared");
-  }
-  if (lanes.lost) {
-    return false;
-  }
-  link_ = LinkState::kTied;
-  if (state_ != TargetState::kCompleted) {
-    step(TargetEvent::kResynced);
-  }
-  if (!world_.planted(Plant::kFaultNotAskedAgain)) {
+/// Behind a new epoch, or in the place of a lost urgent lane, which may have been sweeping.
+void TargetEnd::ask_again(const Job& task) {
+  Receivers& lanes = *now_;
+  if (!world_.planted(task.flag ? Plant::kLaneNotAsked : Plant::kFaultNotAskedAgain)) {
     requests_.want_all();
     ask_due();
+  }
+  if (task.flag) {
+    lanes.sweep_at = PageIndex{0};
+    lanes.sweep_outstanding = 0;
   }
   if (lanes.all_pushed()) {
     sweep_more(lanes);
   }
   progress();
-  return true;
 }
 
-// ---- the source stays away: runtime/target/loss.cc ----------------------------------------------
+// ---- the source stays away ----------------------------------------------------------------------
 
 void TargetEnd::give_up_source(bool poison) {
-  if (state_ != TargetState::kRunningAlone || !step(TargetEvent::kSourceGivenUp)) {
-    return;
-  }
-  world_.link_harmed = true;
-  world_.source_given_up = true;
-  for (Receivers& one : epochs_) {
-    shut(one);
-  }
-  world_.add_actor(Process::kTarget, "target abandons", abandon(poison));
+  (void)feed({.kind = Input::Kind::kGiveUpSource,
+              .policy = poison ? runtime::SourceLoss::kPoison : runtime::SourceLoss::kGiveUp});
 }
 
 /// Begins when every thread of every epoch has ended.
-Task TargetEnd::abandon(bool poison) {
+Task TargetEnd::abandon() {
   co_await until([this] {
     return std::all_of(epochs_.begin(), epochs_.end(),
                        [](const Receivers& one) { return one.control_ended && one.threads == 0; });
   });
-  progress();
-  if (state_ != TargetState::kAbandoning || map_.missing().value == 0) {
-    co_return;
-  }
-  if (poison) {
-    const auto poisoned = receiver_.poison_missing();
-    if (!poisoned.ok()) {
-      world_.fail("missing pages could not be poisoned");
-    }
-  }
-  step(poison ? TargetEvent::kPagesPoisoned : TargetEvent::kGuestGivenUp);
+  (void)feed({.kind = Input::Kind::kNothingArrives, .number = map_.missing().value});
 }
 
 // ---- the world ----------------------------------------------------------------------------------
@@ -270,7 +255,7 @@ bool TargetEnd::has_old_lane() const {
 }
 
 bool TargetEnd::uneasy() const {
-  if (now_->control_ended || state_ == TargetState::kListening) {
+  if (now_->control_ended || state() == TargetState::kListening) {
     return false;
   }
   if (world_.frozen(Process::kSource) || world_.dead(Process::kSource)) {

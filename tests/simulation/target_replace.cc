@@ -1,19 +1,13 @@
-// A data lane that is lost alone: runtime/target/lane_replacement.cc and target_lanes.cc as tasks.
+// A data lane that is replaced, and what the target's watch says: tasks of runtime/target.
 #include <string>
 
 #include "tests/simulation/target_end.h"
 
 namespace towline::simulation {
 
-using base::PageIndex;
 using runtime::LaneName;
-using runtime::TargetState;
 using runtime::wire::Hello;
 using runtime::wire::LaneRole;
-
-bool TargetEnd::replaces_lanes() const {
-  return state_ == TargetState::kRunning && link_ == LinkState::kTied;
-}
 
 /// What was true at the greeting may not be true any more.
 void TargetEnd::replace(Connection& connection, const Hello& hello) {
@@ -31,7 +25,7 @@ void TargetEnd::replace(Connection& connection, const Hello& hello) {
   }
   lanes.fate(name).attempt = hello.attempt;
   if (world_.planted(Plant::kLaneMissingEarly) && name.role == LaneRole::kBulk) {
-    tell_missing(lanes, hello.attempt);
+    tell_missing(hello.attempt);
   }
   if (!world_.planted(Plant::kLaneNotJoined)) {
     lanes.place_of(name)->to_source.close();
@@ -66,37 +60,34 @@ Task TargetEnd::run_in_place(Receivers& lanes, LaneName name, Connection& lane,
 void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt) {
   if (name.role == LaneRole::kBulk) {
     lanes.bulk[name.number].pushed_all = false;
-    if (!world_.planted(Plant::kLaneMissingEarly)) {
-      world_.being_installed.clear();
-      for (PageIndex page{0}; page.value < map_.pages().value; ++page.value) {
-        if (is_claimed(map_.state(page))) {
-          world_.being_installed.insert(page.value);
-        }
-      }
-      tell_missing(lanes, attempt);
-    }
-    return;
+  } else {
+    asked_.clear();
   }
-  asked_.clear();
-  if (!world_.planted(Plant::kLaneNotAsked)) {
-    requests_.want_all();
-    ask_due();
-  }
-  lanes.sweep_at = PageIndex{0};
-  lanes.sweep_outstanding = 0;
-  if (lanes.all_pushed()) {
-    sweep_more(lanes);
-  }
+  (void)feed({.kind = Input::Kind::kLaneReplaced, .lane = name, .number = attempt});
 }
 
+// ---- signs of life ------------------------------------------------------------------------------
+
+/// Where the brain judges nobody, what is wrong with the link is found out by TCP.
 void TargetEnd::give_up() {
-  const bool alive = !now_->control->held_up() && !world_.frozen(Process::kSource) &&
-                     !world_.dead(Process::kSource);
-  if (alive && replaces_lanes() && now_->urgent->held_up()) {
-    now_->urgent->to_source.close();
-    return now_->urgent->to_target.shut(world_.random);
+  const bool control_lives = !now_->control->held_up() && !world_.frozen(Process::kSource) &&
+                             !world_.dead(Process::kSource);
+  if (!control_lives || now_->urgent == nullptr || !now_->urgent->held_up() ||
+      !brain_.replaces_lanes()) {
+    return lose();
   }
-  lose();
+  (void)feed({.kind = Input::Kind::kSigns,
+              .signs = {.verdict = runtime::LinkVerdict::kDead, .urgent_dead = true},
+              .epoch = brain_.epoch()});
+}
+
+void TargetEnd::lose() {
+  if (!brain_.is_watched()) {
+    return shut(*now_);
+  }
+  (void)feed({.kind = Input::Kind::kSigns,
+              .signs = {.verdict = runtime::LinkVerdict::kFrozen, .words = "frozen"},
+              .epoch = brain_.epoch()});
 }
 
 }  // namespace towline::simulation

@@ -29,6 +29,8 @@ void Coverage::add(const Coverage& other) {
   source.insert(other.source.begin(), other.source.end());
   target.insert(other.target.begin(), other.target.end());
   gates.insert(other.gates.begin(), other.gates.end());
+  target_effects.insert(other.target_effects.begin(), other.target_effects.end());
+  target_tasks.insert(other.target_tasks.begin(), other.target_tasks.end());
   for (const auto& [event, times] : other.events) {
     events[event] += times;
   }

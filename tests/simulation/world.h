@@ -16,6 +16,7 @@
 #include "base/units.h"
 #include "runtime/core/memory_layout.h"
 #include "runtime/core/source_session.h"
+#include "runtime/core/target_input.h"
 #include "runtime/core/target_session.h"
 #include "runtime/run_gate.h"
 #include "tests/simulation/setup.h"
@@ -34,6 +35,8 @@ struct Coverage {
   std::set<std::pair<runtime::SourceState, runtime::SourceEvent>> source;
   std::set<std::pair<runtime::TargetState, runtime::TargetEvent>> target;
   std::set<std::pair<runtime::Ownership, runtime::OwnershipEvent>> gates;
+  std::set<runtime::TargetEffect::Kind> target_effects;
+  std::set<runtime::TargetTask::Kind> target_tasks;
   std::map<std::string, std::uint64_t> events;  ///< Situations that only luck brings about.
 
   void add(const Coverage& other);

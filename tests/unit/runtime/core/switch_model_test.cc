@@ -280,9 +280,7 @@ class Walk {
         world.tombstone = true;
         break;
       case TargetAction::kNone:
-      case TargetAction::kServeFaults:
-      case TargetAction::kKeepHalf:
-      case TargetAction::kRunOn:
+      case TargetAction::kLoad:
       case TargetAction::kShutOut:
         break;
     }

@@ -755,9 +755,7 @@ class LedgerWalk {
         target.tombstone = true;
         break;
       case TargetAction::kNone:
-      case TargetAction::kServeFaults:
-      case TargetAction::kKeepHalf:
-      case TargetAction::kRunOn:
+      case TargetAction::kLoad:
       case TargetAction::kShutOut:
         break;
     }

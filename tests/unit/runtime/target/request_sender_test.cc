@@ -287,7 +287,7 @@ class HonestSource {
 };
 
 /// A target in post-copy with its lanes' threads.
-struct LanesOfTarget : Target {
+struct LanesOfTarget : Target, private Receivers::Owner {
   LanesOfTarget() {
     lanes.deliver_to(*receiver, *sender);
     lanes.open_postcopy();
@@ -302,37 +302,40 @@ struct LanesOfTarget : Target {
     changed.wait(mutex, [this] { return map.missing().value == 0; });
   }
 
-  void tell() {
+  base::Mutex mutex;
+  base::Condition changed;
+  bool broken GUARDED_BY(mutex) = false;
+  Receivers lanes{layout, map, 1, 1, *this};
+
+ private:
+  void on_progress() override {
     const base::Lock lock(mutex);
     changed.notify_all();
   }
 
-  base::Mutex mutex;
-  base::Condition changed;
-  bool broken GUARDED_BY(mutex) = false;
-  Receivers lanes{
-      layout,
-      map,
-      1,
-      1,
-      {.progress = [this] { tell(); },
-       .lost = [](const base::Error& /*reason*/) {},
-       .room = [] { return base::Outcome(base::Done{}); },
-       .wait_for_room = {},
-       .found_room = [] {},
-       .broken =
-           [this](LaneName /*lane*/, std::uint32_t /*attempt*/, const base::Error& /*reason*/) {
-             const base::Lock lock(mutex);
-             broken = true;
-             changed.notify_all();
-             return true;
-           },
-       .replaced =
-           [this](LaneName /*lane*/, std::uint32_t /*attempt*/) {
-             // As the driver does: on the thread that reads the answers.
-             lanes.ask_again();
-             lanes.sweep_again();
-           }}};
+  void on_lane_lost(const base::Error& /*reason*/) override {}
+
+  bool on_lane_broken(LaneName /*lane*/, std::uint32_t /*attempt*/,
+                      const base::Error& /*reason*/) override {
+    const base::Lock lock(mutex);
+    broken = true;
+    changed.notify_all();
+    return true;
+  }
+
+  /// As the driver does: on the thread that reads the answers.
+  void on_lane_replaced(LaneName /*lane*/, std::uint32_t /*attempt*/) override {
+    lanes.ask_again();
+    lanes.sweep_again();
+  }
+
+  [[nodiscard]] base::Outcome room() const override { return base::Done{}; }
+
+  base::Outcome wait_for_room(const base::Error& reason) override {
+    return base::Err<base::Error>{reason};
+  }
+
+  void found_room() override {}
 };
 
 TEST_CASE("more pages wait than both sockets take requests and answers: all of them come") {
