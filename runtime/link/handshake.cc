@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "base/thread.h"
 #include "runtime/link/sockets.h"
 #include "runtime/wire/codec.h"
@@ -161,6 +162,10 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
   }
   const wire::HelloReply& reply = decoded.value();
   TRY(check_reply(reply, hello, identity, target));
+  if (hello.role == wire::LaneRole::kControl) {
+    base::log(base::LogLevel::kInfo, "target.answers epoch={} phase={}", hello.epoch,
+              to_string(reply.phase));
+  }
   if (reply.wants_proof) {
     header.type = FrameType::kProof;
     TRY(lane.send(header, lane_proof(identity.secret, Prover::kSource, hello, reply.nonce)));

@@ -1,5 +1,4 @@
 // What the target does when its source comes back after a lost link: a new epoch.
-#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
