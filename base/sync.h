@@ -20,20 +20,9 @@
 /// On a lambda that runs only while its mutex is held (the predicate of a wait): the analysis does
 /// not see through the call.
 #define UNDER_LOCK TOWLINE_TSA(no_thread_safety_analysis)
-#define REQUIRES_ROLE(what) TOWLINE_TSA(requires_capability(what))
 #define UNCHECKED TOWLINE_TSA(no_thread_safety_analysis)
-#define ASSERTS_ROLE(what) TOWLINE_TSA(assert_capability(what))
 
 namespace towline::base {
-
-/// A thread's job, as something the compiler can check. Costs nothing at run time.
-///
-/// A member marked GUARDED_BY(fault_role) may be touched only by functions marked
-/// REQUIRES_ROLE(fault_role); the thread's entry function claims the role once.
-class CAPABILITY("role") ThreadRole {
- public:
-  void claim() const ASSERTS_ROLE(this) {}
-};
 
 /// std::mutex as a capability: libstdc++'s own is not annotated.
 class CAPABILITY("mutex") Mutex {

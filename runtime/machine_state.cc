@@ -362,42 +362,6 @@ class Reader {
 
 // ---- showing ------------------------------------------------------------------------------------
 
-std::string hex(std::span<const std::byte> bytes) {
-  constexpr std::size_t kShown = 32;
-  std::string text;
-  for (const std::byte one : bytes.first(std::min(bytes.size(), kShown))) {
-    text += fmt::format("{:02x}", std::to_integer<unsigned>(one));
-  }
-  return bytes.size() > kShown ? text + "…" : text;
-}
-
-std::string show(const Field& field) {
-  switch (field.type) {
-    case FieldType::kUnsigned:
-      return fmt::format("{:#x}", little_endian(field.bytes));
-    case FieldType::kText: {
-      std::string text(reinterpret_cast<const char*>(field.bytes.data()), field.bytes.size());
-      std::replace_if(
-          text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
-      return '"' + text + '"';
-    }
-    case FieldType::kBytes:
-    case FieldType::kWords64:
-      return fmt::format("{} bytes: {}", field.bytes.size(), hex(field.bytes));
-  }
-  return {};
-}
-
-void dump_section(const Section& section, const std::string& indent, std::string& into) {
-  into += indent + place(section) + "\n";
-  for (const Field& field : section.fields) {
-    into += fmt::format("{}  {} = {}\n", indent, printable(field.name), show(field));
-  }
-  for (const Section& below : section.subsections) {
-    dump_section(below, indent + "  ", into);
-  }
-}
-
 }  // namespace
 
 void Section::put(std::string_view name, std::uint64_t value) {
@@ -503,14 +467,6 @@ base::Expected<MachineState> decode(std::span<const std::byte> bytes) {
   } catch (const cereal::Exception& broken) {
     return fail(ErrorKind::kCorrupt, "decode machine state", broken.what());
   }
-}
-
-std::string dump(const MachineState& state) {
-  std::string text;
-  for (const Section& section : state.sections) {
-    dump_section(section, "", text);
-  }
-  return text;
 }
 
 }  // namespace towline::runtime

@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -65,8 +64,5 @@ base::Expected<std::vector<std::byte>> encode(const MachineState& state);
 /// Errors: kCorrupt, naming section, field, offset. Never allocates more than a small multiple of
 /// `bytes.size()`, whatever the bytes say.
 base::Expected<MachineState> decode(std::span<const std::byte> bytes);
-
-/// Lines for a person: device[instance] v1, then "  name = value" each.
-std::string dump(const MachineState& state);
 
 }  // namespace towline::runtime

@@ -1,8 +1,6 @@
 #include <csignal>
 #include <cstdio>
-#include <string>
 #include <variant>
-#include <vector>
 
 #include "base/last_words.h"
 #include "tools/arguments/parse.h"

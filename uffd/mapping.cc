@@ -125,10 +125,6 @@ Outcome keep_private(HostAddress start, Bytes length) {
   return advise_all(start, length, {MADV_DONTFORK, MADV_DONTDUMP, MADV_NOHUGEPAGE});
 }
 
-Outcome allow_sharing(HostAddress start, Bytes length) {
-  return advise_all(start, length, {MADV_DOFORK, MADV_DODUMP, MADV_HUGEPAGE});
-}
-
 Expected<Alias> Alias::map(int fd, Extent extent, Access access) {
   const int protection = access == Access::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
   void* mapped = ::mmap(nullptr, extent.length, protection, MAP_SHARED | MAP_NORESERVE, fd,

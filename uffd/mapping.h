@@ -78,9 +78,6 @@ base::Expected<Collapse> collapse(HostAddress start, Bytes length);
 /// Keeps a mapping of guest memory out of children, core dumps and transparent huge pages.
 base::Outcome keep_private(HostAddress start, Bytes length);
 
-/// Undoes keep_private(), once every page is here.
-base::Outcome allow_sharing(HostAddress start, Bytes length);
-
 /// A second, shared mapping of guest memory's file, never registered with a userfaultfd.
 ///
 /// Nobody reads a page through it that has not been written through it: the read itself would fill

@@ -11,12 +11,6 @@
 
 namespace towline::uffd::uapi {
 
-// ---- userfaultfd: feature bits ------------------------------------------------------------------
-inline constexpr std::uint64_t kFeatureWpUnpopulated = 1ULL << 13U;  // Linux 6.4
-inline constexpr std::uint64_t kFeaturePoison = 1ULL << 14U;         // Linux 6.6
-inline constexpr std::uint64_t kFeatureWpAsync = 1ULL << 15U;        // Linux 6.7
-inline constexpr std::uint64_t kFeatureMove = 1ULL << 16U;           // Linux 6.8
-
 // ---- userfaultfd: UFFDIO_POISON, Linux 6.6 ------------------------------------------------------
 struct Poison {
   uffdio_range range;
@@ -28,22 +22,6 @@ inline constexpr unsigned kPoisonBit = 0x08;  // In the mask that UFFDIO_REGISTE
 inline constexpr unsigned long kPoison = _IOWR(UFFDIO, kPoisonBit, Poison);
 inline constexpr std::uint64_t kPoisonDontWake = 1ULL << 0U;
 static_assert(kPoison == 0xc020aa08);
-
-// ---- userfaultfd: UFFDIO_MOVE, Linux 6.8 --------------------------------------------------------
-struct Move {
-  std::uint64_t dst;
-  std::uint64_t src;
-  std::uint64_t len;
-  std::uint64_t mode;
-  std::int64_t move;  // Out: bytes moved, or a negative errno.
-};
-
-inline constexpr unsigned kMoveBit = 0x05;
-inline constexpr unsigned long kMove = _IOWR(UFFDIO, kMoveBit, Move);
-static_assert(kMove == 0xc028aa05);
-
-// ---- userfaultfd: additions to older ioctls -----------------------------------------------------
-inline constexpr std::uint64_t kContinueWriteProtected = 1ULL << 1U;  // Linux 6.4
 
 // ---- /proc/PID/pagemap: PAGEMAP_SCAN, Linux 6.7 -------------------------------------------------
 struct PageRegion {
@@ -75,7 +53,6 @@ inline constexpr std::uint64_t kPageIsWritten = 1ULL << 1U;
 
 // ---- /proc/PID/pagemap: the 64-bit entry (Documentation/admin-guide/mm/pagemap.rst) -------------
 inline constexpr std::uint64_t kPagemapPresent = 1ULL << 63U;
-inline constexpr std::uint64_t kPagemapSwapped = 1ULL << 62U;
 
 // ---- madvise(2) ---------------------------------------------------------------------------------
 inline constexpr int kMadvCollapse = 25;  // Linux 6.1; glibc 2.36 does not name it.

@@ -1,6 +1,5 @@
 #include "runtime/core/dirty_rounds.h"
 
-#include <algorithm>
 #include <bit>
 #include <utility>
 

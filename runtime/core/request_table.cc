@@ -1,6 +1,5 @@
 #include "runtime/core/request_table.h"
 
-#include <algorithm>
 #include <bit>
 #include <utility>
 

@@ -61,8 +61,9 @@ class SourceProtocol {
   /// The user, the target or a lane has ended what is being done. Errors: why.
   [[nodiscard]] base::Outcome interrupted() const;
 
-  /// As interrupted(), or this process ends: connections that are being opened are of no use.
-  [[nodiscard]] bool wants_no_lane() const { return leave_ || !interrupted().ok(); }
+  /// As interrupted(), or this process ends, or the target has all: connections that are being
+  /// opened are of no use.
+  [[nodiscard]] bool wants_no_lane() const { return leave_ || complete_ || !interrupted().ok(); }
 
   /// For a target that did not answer within the handshake's time-out.
   [[nodiscard]] base::Error silent_error() const;

@@ -42,6 +42,7 @@ Outcome SourceProtocol::on_complete() {
     return out_of_turn("complete before it ran");
   }
   complete_ = true;
+  emit(SourceEffect::Kind::kEndWaiting);  // No lane is needed any more.
   return base::Done{};
 }
 

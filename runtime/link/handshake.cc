@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "base/thread.h"
 #include "runtime/link/sockets.h"
 #include "runtime/wire/codec.h"
@@ -152,6 +153,10 @@ Expected<wire::HelloReply> shake_hands(Lane& lane, const Uri& target, const Lane
     return fail(ErrorKind::kRefused, "handshake",
                 fmt::format("'{}' is another process than the one that holds the guest",
                             target.to_string()));
+  }
+  if (hello.role == wire::LaneRole::kControl) {
+    base::log(base::LogLevel::kInfo, "target.answers epoch={} phase={}", hello.epoch,
+              to_string(reply.phase));
   }
   if (reply.wants_proof) {
     header.type = FrameType::kProof;

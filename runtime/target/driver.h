@@ -33,8 +33,8 @@ namespace towline::runtime {
 ///
 /// Threads: tl-listen (handshakes), tl-control (run_control(): reads the control lane), tl-load
 /// (loads the machine and starts it: both may wait for pages), tl-urgent and tl-bulk-N
-/// (Receivers), tl-fault (FaultService), tl-ask (RequestSender), tl-watch (looks for signs of life),
-/// tl-linger.
+/// (Receivers), tl-fault (FaultService), tl-ask (RequestSender), tl-watch (looks for signs of
+/// life), tl-linger.
 ///
 /// A source that comes back in a greater epoch gets a tl-control of its own, which joins the one
 /// before it and every lane of the old epoch before it says so (recovery.cc).

@@ -2,10 +2,8 @@
 
 #include <poll.h>
 
-#include <cerrno>
 #include <utility>
 
-#include "base/log.h"
 #include "uffd/userfault.h"
 
 namespace towline::runtime {

@@ -1,13 +1,10 @@
 #pragma once
 
 #include <functional>
-#include <span>
-#include <vector>
 
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/thread.h"
-#include "base/units.h"
 #include "runtime/core/page_receiver.h"
 #include "runtime/target/memory.h"
 

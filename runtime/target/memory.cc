@@ -227,15 +227,6 @@ Outcome TargetMemory::poison(PageRange range) {
              : Outcome(fail(ErrorKind::kFailed, "UFFDIO_POISON", "the mappings never settled"));
 }
 
-bool TargetMemory::can_poison() const {
-  for (std::size_t shard = 0; shard < shards(); ++shard) {
-    if (!faults_->abilities(shard).poison) {
-      return false;
-    }
-  }
-  return true;
-}
-
 void TargetMemory::wake(PageRange range) {
   const Place at = place(range);
   faults_->wake(at.address, at.length);

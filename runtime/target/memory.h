@@ -51,9 +51,6 @@ class TargetMemory final : public GuestPages {
   base::Outcome poison(base::PageRange range) override;
   void wake(base::PageRange range) override;
 
-  /// This kernel can poison pages of this memory.
-  [[nodiscard]] bool can_poison() const;
-
   [[nodiscard]] std::size_t shards() const { return faults_->shards().size(); }
 
   /// Readable when a shard has events. Borrowed.

@@ -7,7 +7,6 @@
 #include <array>
 #include <climits>
 #include <fstream>
-#include <map>
 #include <sstream>
 #include <utility>
 

@@ -1,5 +1,4 @@
 // A source that comes back, in a new epoch or on a lane of its own: the fences, and what it hears.
-#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -16,7 +15,6 @@ using base::PageCount;
 using base::PageIndex;
 using wire::FrameHeader;
 using wire::FrameType;
-
 
 }  // namespace
 

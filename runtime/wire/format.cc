@@ -90,6 +90,22 @@ std::string_view to_string(LaneRole role) {
   return "unknown";
 }
 
+std::string_view to_string(TargetPhase phase) {
+  switch (phase) {
+    case TargetPhase::kNone:
+      return "none";
+    case TargetPhase::kLoading:
+      return "loading";
+    case TargetPhase::kRunning:
+      return "running";
+    case TargetPhase::kRefused:
+      return "refused";
+    case TargetPhase::kComplete:
+      return "complete";
+  }
+  __builtin_unreachable();
+}
+
 std::string_view to_string(Direction direction) {
   switch (direction) {
     case Direction::kToTarget:

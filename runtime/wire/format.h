@@ -75,7 +75,7 @@ enum FrameFlags : std::uint16_t {
   kFlagBitmap = 1U << 3U,    ///< kMissing: bit i of byte b stands for page first + 8b + i.
 };
 
-/// What the target was doing for this migration when it answered a hello.
+/// What the target was doing for this migration when it answered a hello. For the log.
 enum class TargetPhase : std::uint8_t {
   kNone = 0,
   kLoading = 1,
@@ -182,5 +182,6 @@ inline constexpr std::size_t kHelloReplyBytes = 96;
 
 std::string_view to_string(FrameType type);
 std::string_view to_string(LaneRole role);
+std::string_view to_string(TargetPhase phase);
 
 }  // namespace towline::runtime::wire

@@ -1,4 +1,4 @@
-// A machine's state, as a peer sends it: what decodes encodes to the same bytes, and can be shown.
+// A machine's state, as a peer sends it: what decodes encodes to the same bytes.
 #include <algorithm>
 #include <cstdint>
 
@@ -19,10 +19,5 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   ENSURE(again.ok(), "what was read can be written");
   ENSURE(std::equal(bytes.begin(), bytes.end(), again.value().begin(), again.value().end()),
          "each state has one encoding");
-  const std::string text = runtime::dump(state.value());
-  const bool printable = std::none_of(text.begin(), text.end(), [](char c) {
-    return (c >= 0 && c < ' ' && c != '\n') || c == 0x7f;
-  });
-  ENSURE(printable, "a terminal obeys nothing in a dump");
   return 0;
 }

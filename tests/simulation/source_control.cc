@@ -43,6 +43,9 @@ bool SourceEnd::on_control(const Frame& frame) {
   if (type == FrameType::kMissing && !name(frame)) {
     return false;
   }
+  if (type == FrameType::kComplete) {
+    note_running_at_last();
+  }
   const bool final = is_final(runtime::status_of(state()));
   const bool due = feed(std::move(input).value());
   if (!due && !final && (type == FrameType::kNoRoom || type == FrameType::kRoomAgain)) {
@@ -53,10 +56,18 @@ bool SourceEnd::on_control(const Frame& frame) {
 
 bool SourceEnd::on_running(SourceInput input) {
   told_running_ = told_running_ || !runtime::before_order(state());
-  if (world_.planted(Plant::kRunningUnnoted) && recovering()) {
+  if (world_.planted(Plant::kRunningUnnoted) &&
+      state() == runtime::SourceState::kOrderedRecovering) {
     return running_unnoted_ = true;
   }
   return feed(std::move(input));
+}
+
+/// Planted: when it can be too late.
+void SourceEnd::note_running_at_last() {
+  if (std::exchange(running_unnoted_, false)) {
+    feed({.kind = Kind::kRunning});
+  }
 }
 
 /// The pages of a missing set.

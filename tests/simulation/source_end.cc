@@ -307,10 +307,6 @@ bool SourceEnd::paused() const {
   return state() == SourceState::kOrderedPaused || state() == SourceState::kServingPaused;
 }
 
-bool SourceEnd::recovering() const {
-  return state() == SourceState::kOrderedRecovering || state() == SourceState::kServingRecovering;
-}
-
 void SourceEnd::cancel() {
   feed({.kind = SourceInput::Kind::kCancel});
 }

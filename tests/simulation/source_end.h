@@ -152,9 +152,9 @@ class SourceEnd {
   bool on_control(const Frame& frame);
   bool on_running(runtime::SourceInput input);
   bool name(const Frame& frame);
+  void note_running_at_last();
   void lose_lane(const SourceLanes& lanes, runtime::LaneName lane, std::uint32_t attempt);
   void gate(runtime::OwnershipEvent event);
-  [[nodiscard]] bool recovering() const;
   void close_lanes(SourceLanes& lanes);
 
   World& world_;

@@ -97,6 +97,9 @@ Task SourceEnd::open_control(const SourceTask& task, SourceInput& done) {
                   runtime::wire::kFeatureCountFrames;
   done.number = identity_.target_incarnation;
   if (task.epoch == 1) {
+    for (std::uint64_t turns = world_.random.below(12); turns > 0; --turns) {
+      co_await simulation::step();
+    }
     if (refused_) {
       done.error = base::Error{ErrorKind::kRefused, 0, "handshake", "not this one"};
     } else if (lanes().control->to_target.closed()) {
@@ -300,9 +303,7 @@ Task SourceEnd::drop_epoch(SourceInput& done) {
 }
 
 void SourceEnd::resume_target() {
-  if (std::exchange(running_unnoted_, false)) {  // Planted: now, when it can be too late.
-    feed({.kind = SourceInput::Kind::kRunning});
-  }
+  note_running_at_last();
   lanes().control->to_target.send({.type = FrameType::kResume});
 }
 

@@ -163,6 +163,7 @@ class TargetEnd {
   void shut_control(Receivers& lanes);
   void refuse(Connection& connection);
 
+  Pause until_described();
   Task faults();
   Task vcpu(std::size_t thread);
   Task early_toucher();

@@ -21,10 +21,16 @@ constexpr std::uint64_t kSweepWindow = 2;
 
 }  // namespace
 
+/// The lanes of the first epoch are there already, and nobody would have taken them before.
+Pause TargetEnd::until_described() {
+  return until([this] { return state() != runtime::TargetState::kListening; });
+}
+
 Task TargetEnd::bulk(Receivers& lanes, std::size_t number, Connection& lane,
                      std::uint32_t attempt) {
   const LaneName name{LaneRole::kBulk, static_cast<std::uint8_t>(number)};
   Pipe& pipe = lane.to_target;
+  co_await until_described();
   while (true) {
     co_await until([&pipe] { return pipe.readable(); });
     auto taken = pipe.take(!world_.planted(Plant::kSumNotChecked));
@@ -170,6 +176,7 @@ void TargetEnd::sweep_more(Receivers& lanes) {
 Task TargetEnd::urgent(Receivers& lanes, Connection& lane, std::uint32_t attempt) {
   const LaneName name{LaneRole::kUrgent, 0};
   Pipe& pipe = lane.to_target;
+  co_await until_described();
   while (true) {
     co_await until([&pipe] { return pipe.readable(); });
     auto taken = pipe.take(!world_.planted(Plant::kSumNotChecked));

@@ -1,6 +1,5 @@
 #include "tools/arguments/parse.h"
 
-#include <algorithm>
 #include <charconv>
 #include <limits>
 #include <string_view>

@@ -5,9 +5,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <memory>
-#include <optional>
-#include <string>
 #include <utility>
 
 #include <fmt/format.h>

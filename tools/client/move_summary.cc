@@ -1,7 +1,5 @@
 #include "tools/client/move_summary.h"
 
-#include <utility>
-
 #include <fmt/format.h>
 
 #include "tools/human.h"

@@ -1,6 +1,5 @@
 #include "vmm/kvm/first_pages.h"
 
-#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <unordered_set>

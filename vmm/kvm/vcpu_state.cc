@@ -6,7 +6,6 @@
 #include <array>
 #include <cstring>
 #include <span>
-#include <string_view>
 
 #include <fmt/format.h>
 

@@ -4,7 +4,6 @@
 #include <list>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "base/event_loop.h"

@@ -246,14 +246,5 @@ TEST_CASE("random damage is refused or read, and never more than that") {
   }
 }
 
-TEST_CASE("a dump names every section and field and shows what is in it") {
-  const std::string text = dump(sample());
-  CHECK(mentions(text, "vcpu[1] v3\n"));
-  CHECK(mentions(text, "  rip = 0x1122334455667788\n"));
-  CHECK(mentions(text, "  xsave = 3 bytes: 010203\n"));
-  CHECK(mentions(text, "  name = \"first\"\n"));
-  CHECK(mentions(text, "  nested[0] v1\n    flags = 0x1\n"));
-}
-
 }  // namespace
 }  // namespace towline::runtime
