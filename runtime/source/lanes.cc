@@ -90,6 +90,8 @@ Outcome SourceDriver::open_lanes(const SourceTask& task) {
   }
   auto server = serve(std::move(opened.urgent), task);
   const base::Lock lock(mutex_);
+  // The user may have set another one while the lanes were being opened.
+  bulk->set_bandwidth(again ? options_.max_postcopy_bandwidth : options_.max_bandwidth);
   epoch_->open(std::move(bulk), std::move(server));
   if (!again) {
     statistics_.set_up = clock_.now();
