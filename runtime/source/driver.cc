@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "runtime/core/description.h"
 #include "runtime/owner_log.h"
+#include "runtime/source/trace.h"
 
 namespace towline::runtime {
 namespace {
@@ -85,6 +86,7 @@ void SourceDriver::start() {
   const base::Lock lock(mutex_);
   statistics_.started = clock_.now();
   statistics_.window.at = statistics_.started;
+  trace_brain(brain_.target(), options_, layout_.pages().value);
 }
 
 void SourceDriver::begin() {
@@ -132,9 +134,15 @@ Outcome SourceDriver::feed(SourceInput input) {
 
 Outcome SourceDriver::feed_locked(SourceInput input) {
   input.at = clock_.now();
+  trace(input);
+  const bool had_task = brain_.task().has_value() && input.kind != SourceInput::Kind::kDone;
   auto taken = brain_.on(input);
   for (const SourceEffect& effect : brain_.take_effects()) {
+    trace(effect);
     perform(effect);
+  }
+  if (!had_task && brain_.task().has_value()) {
+    trace(*brain_.task());
   }
   changed_.notify_all();
   return taken;
