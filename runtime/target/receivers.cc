@@ -20,8 +20,6 @@ using base::Outcome;
 using base::PageCount;
 using base::PageIndex;
 using base::PageRange;
-using wire::FrameHeader;
-using wire::FrameType;
 
 // Requests under way. Guess: enough to keep a link of 1 ms busy with 64 KiB answers, and little to
 // hold. A demanded page waits behind as much, so that of huge pages there are two.
