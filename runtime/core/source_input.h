@@ -109,7 +109,7 @@ struct SourceInput {
     kDone,     ///< The task `task` has ended; `error` if it failed. What else it found:
                ///< kOpenControl: incarnation `number`, `features`. kRunPass: `flag`: it was cut.
                ///< kSendRound: `number` of pages. kDropEpoch: `number`: any random one.
-    // The target's words, from its control lane.
+    // The target's words, from its control lane: kAccept to kBeat.
     kAccept,
     kRefuse,        ///< `text`: its reasons.
     kStaleApplied,  ///< A round was applied.

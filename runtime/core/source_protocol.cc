@@ -22,10 +22,6 @@ bool is_frame(SourceInput::Kind kind) {
   return kind >= SourceInput::Kind::kAccept && kind <= SourceInput::Kind::kBeat;
 }
 
-base::Err<base::Error> not_due(std::string detail) {
-  return fail(ErrorKind::kCorrupt, "control frame", std::move(detail));
-}
-
 }  // namespace
 
 SourceProtocol::SourceProtocol(Uri target, const MigrationOptions& options, base::PageCount pages,
@@ -57,7 +53,8 @@ std::optional<base::Instant> SourceProtocol::deadline() const {
 Outcome SourceProtocol::take(const SourceInput& input) {
   using Kind = SourceInput::Kind;
   if (is_frame(input.kind) && !link_.control_open) {
-    return not_due("a frame of a control lane that is not there");
+    return fail(ErrorKind::kCorrupt, "control frame",
+                "a frame of a control lane that is not there");
   }
   // clang-format off
   switch (input.kind) {
@@ -283,7 +280,7 @@ void SourceProtocol::on_success(const SourceTask& task, const SourceInput& input
     case Kind::kReadToTheEnd:
       return settle();
     case Kind::kSayCancelled:
-      return settle_as(SourceEvent::kCancel);
+      return step(SourceEvent::kCancel);
     case Kind::kDropEpoch:
       return on_dropped(input.number);
     case Kind::kOpenLanesAgain:

@@ -107,8 +107,6 @@ class SourceProtocol {
 
   [[nodiscard]] std::uint32_t passes_done() const { return passes_done_; }
 
-  [[nodiscard]] bool has_rounds() const { return has_rounds_; }
-
   [[nodiscard]] std::optional<std::uint64_t> running_at_ns() const { return running_at_ns_; }
 
   [[nodiscard]] std::size_t attempts() const { return attempts_; }
@@ -122,7 +120,7 @@ class SourceProtocol {
 
   [[nodiscard]] std::uint64_t lanes_replaced() const { return lanes_replaced_; }
 
-  /// All of it, in one line.
+  /// All that decides what follows, in one line.
   [[nodiscard]] std::string dump() const;
 
  private:
@@ -213,7 +211,6 @@ class SourceProtocol {
   void end(const base::Error& reason);
   void read_to_the_end();
   void settle();
-  void settle_as(SourceEvent event);
   [[nodiscard]] SourceRule rule_of_end() const;
   [[nodiscard]] std::string words_of_end() const;
   void on_dropped(std::uint64_t random);

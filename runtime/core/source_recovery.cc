@@ -18,10 +18,6 @@ constexpr std::chrono::milliseconds kLastWords{2000};
 // Guess: far more than a round trip, less than TCP's first repetition of an unanswered request.
 constexpr std::chrono::milliseconds kFirstPatience{500};
 
-bool is_paused_source(SourceState state) {
-  return state == SourceState::kOrderedPaused || state == SourceState::kServingPaused;
-}
-
 }  // namespace
 
 // ---- the end ------------------------------------------------------------------------------------
@@ -33,7 +29,7 @@ void SourceProtocol::end(const base::Error& reason) {
   if (cancel_ && before_order(state_)) {
     return settle();  // Whatever the target said, it is over; and it is told so.
   }
-  if (is_paused_source(state_)) {
+  if (is_paused(state_)) {
     // An attempt that came to nothing while the session was paused changes nothing but its words.
     attempt_error_ = base::to_string(reason);
     emit(SourceEffect::Kind::kAttemptFailed).text = attempt_error_;
@@ -72,11 +68,7 @@ void SourceProtocol::settle() {
   if (rule.on == SourceEvent::kCancel && state_ != SourceState::kConnecting) {
     return give({.kind = SourceTask::Kind::kSayCancelled});
   }
-  settle_as(rule.on);
-}
-
-void SourceProtocol::settle_as(SourceEvent event) {
-  step(event);
+  step(rule.on);
 }
 
 SourceRule SourceProtocol::rule_of_end() const {

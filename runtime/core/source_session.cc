@@ -173,6 +173,14 @@ bool before_order(SourceState state) {
   __builtin_unreachable();
 }
 
+bool is_paused(SourceState state) {
+  return state == SourceState::kOrderedPaused || state == SourceState::kServingPaused;
+}
+
+bool is_recovering(SourceState state) {
+  return state == SourceState::kOrderedRecovering || state == SourceState::kServingRecovering;
+}
+
 base::Expected<SourceRule> step(SourceState state, SourceEvent event) {
   return step(kSourceRules, state, event);
 }

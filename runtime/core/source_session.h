@@ -131,6 +131,12 @@ MigrationStatus status_of(SourceState state);
 /// Nothing the source does from here can make two copies run: the guest is still ours alone.
 [[nodiscard]] bool before_order(SourceState state);
 
+/// The link is lost, and no attempt shows yet.
+[[nodiscard]] bool is_paused(SourceState state);
+
+/// The target is telling what it is and misses.
+[[nodiscard]] bool is_recovering(SourceState state);
+
 /// The rule of `rules` for this step. Pure. Errors: kCorrupt, naming state and event, when no rule
 /// lists it.
 base::Expected<SourceRule> step(std::span<const SourceRule> rules, SourceState state,

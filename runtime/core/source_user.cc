@@ -13,14 +13,6 @@ using base::ErrorKind;
 using base::fail;
 using base::Outcome;
 
-bool is_paused_for_user(SourceState state) {
-  return state == SourceState::kOrderedPaused || state == SourceState::kServingPaused;
-}
-
-bool compares(SourceState state) {
-  return state == SourceState::kOrderedRecovering || state == SourceState::kServingRecovering;
-}
-
 }  // namespace
 
 void SourceProtocol::ask_for_switch() {
@@ -47,20 +39,20 @@ Outcome SourceProtocol::cancel() {
 }
 
 Outcome SourceProtocol::pause() {
-  if (before_order(state_) || is_final(shown_) || is_paused_for_user(state_)) {
+  if (before_order(state_) || is_final(shown_) || is_paused(state_)) {
     return fail(ErrorKind::kRefused, "pause",
                 "migrate-pause is currently only supported during postcopy-active or "
                 "postcopy-recover state");
   }
   held_ = true;
   // What a target says in the middle of a recovery is asked for again in the next one.
-  link_.silent = link_.silent || compares(state_);
+  link_.silent = link_.silent || is_recovering(state_);
   lose(base::Error{ErrorKind::kDisconnected, 0, "pause", "paused by the user"});
   return base::Done{};
 }
 
 Outcome SourceProtocol::resume(const std::optional<Uri>& at) {
-  if (!is_paused_for_user(state_)) {
+  if (!is_paused(state_)) {
     return fail(ErrorKind::kRefused, "resume", "Cannot resume if there is no paused migration");
   }
   resume_at_ = at.value_or(target_);
@@ -116,11 +108,11 @@ std::string SourceProtocol::no_room() const {
 }
 
 bool SourceProtocol::is_watched() const {
-  return state_ == SourceState::kOrdered || state_ == SourceState::kServing || compares(state_);
+  return state_ == SourceState::kOrdered || state_ == SourceState::kServing ||
+         is_recovering(state_);
 }
 
-// What only tells a person something (texts, times, counts for the report) is left out: two brains
-// with one dump go on alike, but for the time.
+// All that decides what follows. Texts, times and counts for the report are left out.
 std::string SourceProtocol::dump() const {
   std::string broken;
   for (const BrokenLane& one : link_.broken) {
@@ -128,18 +120,21 @@ std::string SourceProtocol::dump() const {
   }
   return fmt::format(
       "state={} wait={} task={}/{} shown={} end={} accepted={} refused={} never={} running={} "
-      "complete={} rounds={}/{} passes={} lanes={}{} room={}{} epoch={} control={}{} lost={} "
-      "silent={} runs={} told={}/{}/{} attempts={}/{}/{} tries={} broken=[{}] again={}/{} user={}{}"
-      "{}{}{}",
+      "complete={} incarnation={} rounds={}/{}/{} passes={} lanes={} log={} room={}{} saved={} "
+      "epoch={} control={}{} replaces={} counts={} lost={} silent={} runs={} told={}/{}/{}/{} "
+      "idle={} attempts={}/{}/{} tries={} broken=[{}] again={}/{} by_hand={} cancel={} switch={} "
+      "held={} leave={} resume={}",
       to_string(state_), static_cast<int>(wait_),
       task_.has_value() ? to_string(task_->kind) : "none", task_.has_value() ? task_->pass : 0,
       to_string(shown_), static_cast<int>(end_reason_.kind), accepted_, link_.refused.has_value(),
-      never_.has_value(), running_at_ns_.has_value(), complete_, rounds_applied_, rounds_expected_,
-      passes_done_, lanes_open_, has_rounds_, waits_for_room_, no_room_.has_value(), epoch_,
-      link_.control_open, link_.control_ended, link_.lost.has_value(), link_.silent, link_.runs,
-      link_.missing_told, link_.missing_so_far, link_.missing_attempt, link_.last_attempt,
-      link_.urgent_attempt, fmt::join(link_.bulk_attempts, ","), tries_, broken, attempts_,
-      lost_at_.has_value(), cancel_, switch_asked_, held_, leave_, resume_at_.has_value());
+      never_.has_value(), running_at_ns_.has_value(), complete_, target_incarnation_,
+      rounds_applied_, rounds_expected_, last_round_, passes_done_, lanes_open_, has_rounds_,
+      waits_for_room_, no_room_.has_value(), !save_failed_, epoch_, link_.control_open,
+      link_.control_ended, link_.replaces_lanes, link_.counts_frames, link_.lost.has_value(),
+      link_.silent, link_.runs, link_.missing_told, link_.missing_so_far, link_.missing_pages,
+      link_.missing_attempt, link_.target_idle, link_.last_attempt, link_.urgent_attempt,
+      fmt::join(link_.bulk_attempts, ","), tries_, broken, attempts_, lost_at_.has_value(),
+      by_hand_, cancel_, switch_asked_, held_, leave_, resume_at_.has_value());
 }
 
 std::string_view SourceProtocol::awaited() const {

@@ -11,10 +11,6 @@ namespace {
 using base::ErrorKind;
 using base::Outcome;
 
-bool is_recovering_source(SourceState state) {
-  return state == SourceState::kOrderedRecovering || state == SourceState::kServingRecovering;
-}
-
 base::Err<base::Error> out_of_turn(std::string detail) {
   return base::fail(ErrorKind::kCorrupt, "control frame", std::move(detail));
 }
@@ -52,7 +48,7 @@ Outcome SourceProtocol::on_missing(const SourceInput& input) {
     return base::Done{};  // A lane was replaced when the last page came.
   }
   const bool of_a_lane = state_ == SourceState::kServing && link_.last_attempt != 0;
-  if (!of_a_lane && (!is_recovering_source(state_) || link_.missing_told)) {
+  if (!of_a_lane && (!is_recovering(state_) || link_.missing_told)) {
     return out_of_turn("missing pages out of turn");
   }
   if (input.kind == SourceInput::Kind::kMissing) {

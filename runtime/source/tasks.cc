@@ -128,9 +128,9 @@ StandbyRecord SourceDriver::record() const {
   record.id = identity_.id;
   record.incarnation = identity_.incarnation;
   record.session_secret = session_secret_;
-  record.options = options_;
   record.shape = machine_.shape();
   const base::Lock lock(mutex_);
+  record.options = options_;
   record.target_incarnation = brain_.target_incarnation();
   record.target = brain_.target();
   return record;
@@ -235,16 +235,13 @@ Outcome SourceDriver::prepare_flight() {
 Outcome SourceDriver::send_flight() {
   auto sent = flight_->send(*own_epoch().control());
   flight_.reset();
-  {
-    const base::Lock lock(mutex_);
-    statistics_.bytes_after_flight = bytes_sent();
-  }
-  order_->on_recently_dirty(last_round_.pages);
   std::uint32_t passes = 0;
   {
     const base::Lock lock(mutex_);
+    statistics_.bytes_after_flight = bytes_sent();
     passes = brain_.passes_done();
   }
+  order_->on_recently_dirty(last_round_.pages);
   observer_.on_pass(passes + 1);
   return sent;
 }

@@ -190,11 +190,10 @@ Outcome TargetDriver::carry_out(const TargetTask& task) {
       transfer_->memory->discard();
       break;
     case Kind::kTellLaneLost:   tell_lane_lost(task); break;
-    // Unsent, these two: the control lane has ended, and its own thread knows.
     case Kind::kTellNoRoom:
-      (void)send(FrameType::kNoRoom, at_most_bytes(task.text, wire::kMaxNoRoomPayload));
+      tell_room(FrameType::kNoRoom, at_most_bytes(task.text, wire::kMaxNoRoomPayload));
       break;
-    case Kind::kTellRoomAgain:  (void)send(FrameType::kRoomAgain); break;
+    case Kind::kTellRoomAgain:  tell_room(FrameType::kRoomAgain, {}); break;
     case Kind::kTellRunning:    return tell_running(task);
     case Kind::kFinish:         finish(); break;
     case Kind::kPoison:         return poison(task);
@@ -204,6 +203,11 @@ Outcome TargetDriver::carry_out(const TargetTask& task) {
   }
   // clang-format on
   return base::Done{};
+}
+
+// Unsent: the control lane has ended, and its own thread knows.
+void TargetDriver::tell_room(FrameType type, std::span<const std::byte> words) {
+  [[maybe_unused]] const auto told = send(type, words);
 }
 
 std::shared_ptr<Lane> TargetDriver::control() const {

@@ -110,6 +110,7 @@ class TargetDriver final : public Incoming, private Receivers::Owner {
   base::Outcome send(wire::FrameType type, std::span<const std::byte> payload = {});
   [[nodiscard]] std::shared_ptr<Lane> control() const EXCLUDES(mutex_);
   void tell_never(const std::string& reason);
+  void tell_room(wire::FrameType type, std::span<const std::byte> words);
   void finish_sending(bool control_too);
   void close_lanes(bool data_too);
 

@@ -304,7 +304,7 @@ void SourceEnd::try_again() {
 // ---- its user, its watch, the world -------------------------------------------------------------
 
 bool SourceEnd::paused() const {
-  return state() == SourceState::kOrderedPaused || state() == SourceState::kServingPaused;
+  return runtime::is_paused(state());
 }
 
 void SourceEnd::cancel() {
