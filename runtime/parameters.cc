@@ -170,6 +170,7 @@ constexpr std::array kParameters{
               .option = "--passes",
               .help = "Passes over memory before the switch."},
     Parameter{.name = "x-towline-bulk-lanes",
+              .also = "multifd-channels",
               .place = kNumber<&Options::bulk_lanes>,
               .least = 1,
               .most = 16,
@@ -334,8 +335,10 @@ std::span<const Parameter> parameters() {
 }
 
 const Parameter* find_parameter(std::string_view name) {
-  const auto* const found = std::find_if(kParameters.begin(), kParameters.end(),
-                                         [&](const Parameter& one) { return one.name == name; });
+  const auto* const found =
+      std::find_if(kParameters.begin(), kParameters.end(), [&](const Parameter& one) {
+        return one.name == name || (!name.empty() && one.also == name);
+      });
   return found == kParameters.end() ? nullptr : found;
 }
 

@@ -48,7 +48,8 @@ struct Parameter {
     std::span<const std::string_view> choices = {};  ///< kChoice.
   };
 
-  std::string_view name;  ///< In QMP: QEMU's, or one that begins with x-towline-.
+  std::string_view name;       ///< In QMP: QEMU's, or one that begins with x-towline-.
+  std::string_view also = {};  ///< QEMU's name for the same thing, if it has one.
   Place place;
   Unit unit = Unit::kNone;  ///< kNumber, as the next two.
   std::uint64_t least = 0;
@@ -65,7 +66,7 @@ struct Parameter {
 /// All of them, in the order in which they are told.
 std::span<const Parameter> parameters();
 
-/// None when there is no such parameter.
+/// By either name. None when there is no such parameter.
 const Parameter* find_parameter(std::string_view name);
 
 /// What it may be: "an integer from 1 to 60 s", "wait, poison or give-up".

@@ -181,10 +181,11 @@ class NotBuilt(vm.ScenarioCase):
 
     def test_capabilities_listed_are_exactly_those_that_can_be_set(self):
         listed = {one['capability'] for one in self.machine.qmp('query-migrate-capabilities')}
-        self.assertEqual(listed, {'events', 'postcopy-ram', 'postcopy-preempt', 'return-path'})
+        self.assertEqual(listed, {'events', 'postcopy-ram', 'postcopy-preempt', 'multifd',
+                                  'return-path'})
         self.machine.qmp('migrate-set-capabilities',
                          capabilities=[{'capability': name, 'state': True} for name in listed])
-        for name in ('xbzrle', 'multifd', 'x-colo', 'no-such'):
+        for name in ('xbzrle', 'mapped-ram', 'x-colo', 'no-such'):
             with self.subTest(capability=name), self.assertRaises(qmp.QmpError) as caught:
                 self.machine.qmp('migrate-set-capabilities',
                                  capabilities=[{'capability': name, 'state': True}])
@@ -213,10 +214,20 @@ class NotBuilt(vm.ScenarioCase):
         self.assertEqual(found['max-postcopy-bandwidth'], 87654321)
 
     def test_parameters_that_do_not_exist_are_named(self):
-        for name in ('multifd-channels', 'tls-creds', 'warp-factor'):
+        for name, value in (('multifd-channels', 17), ('tls-creds', 'tls0'), ('warp-factor', 3)):
             with self.subTest(parameter=name), self.assertRaises(qmp.QmpError) as caught:
-                self.machine.qmp('migrate-set-parameters', **{name: 3})
+                self.machine.qmp('migrate-set-parameters', **{name: value})
             self.assertIn(name, caught.exception.desc)
+
+    def test_what_a_manager_always_sets_is_taken_and_all_that_is_told_can_be_set_again(self):
+        # The list that Proxmox sends before each move, and QEMU's own defaults.
+        self.machine.qmp('migrate-set-parameters', **{
+            'xbzrle-cache-size': 67108864, 'max-bandwidth': 1 << 30, 'downtime-limit': 100,
+            'tls-creds': '', 'tls-hostname': '', 'multifd-channels': 2})
+        told = self.machine.qmp('query-migrate-parameters')
+        self.assertEqual(told['xbzrle-cache-size'], 67108864)
+        self.machine.qmp('migrate-set-parameters', **told)
+        self.assertEqual(self.machine.qmp('query-migrate-parameters'), told)
 
     def test_a_bad_uri_is_refused(self):
         for uri in ('exec:cat', 'fd:3', 'rdma:host:1', 'tcp:', 'nonsense'):

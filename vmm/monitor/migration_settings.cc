@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "vmm/monitor/command_arguments.h"
+#include "vmm/monitor/qemu_parameters.h"
 
 namespace towline::monitor {
 namespace {
@@ -22,53 +23,53 @@ using runtime::Parameter;
 using runtime::ParameterValue;
 using runtime::SwitchPolicy;
 
-/// Parameters that QEMU has and Towline has not, with what to do instead.
-struct NotBuilt {
-  std::string_view prefix;
-  std::string_view remedy;
-};
-
-constexpr std::array kNotBuilt{
-    NotBuilt{"multifd-", "several lanes are always used; their number is 'x-towline-bulk-lanes'"},
-    NotBuilt{"tls-", "the migration is not encrypted; send it through a tunnel"},
-    NotBuilt{"cpu-throttle-", "the guest is never throttled: the switch needs no convergence"},
-    NotBuilt{"max-cpu-throttle", "the guest is never throttled: the switch needs no convergence"},
-    NotBuilt{"throttle-", "the guest is never throttled: the switch needs no convergence"},
-    NotBuilt{"vcpu-dirty-limit", "the guest is never throttled: the switch needs no convergence"},
-    NotBuilt{"x-vcpu-dirty-limit", "the guest is never throttled: the switch needs no convergence"},
-    NotBuilt{"announce-", "the machine has no network card to announce"},
-    NotBuilt{"xbzrle-", "pages are sent whole and once"},
-    NotBuilt{"block-", "the machine has no disks"},
-    NotBuilt{"compress", "pages are sent as they are"},
-    NotBuilt{"decompress", "pages are sent as they are"},
-    NotBuilt{"avail-switchover-bandwidth", "the switch needs no estimate; leave it out"},
-    NotBuilt{"mode", "the only mode is a move to another process; leave it out"},
-    NotBuilt{"zero-page-detection", "zero pages are always found by the sender; leave it out"},
-    NotBuilt{"direct-io", "a migration goes to a socket, not to a file"},
-    NotBuilt{"cpr-exec-command", "the only mode is a move to another process"},
-    NotBuilt{"x-checkpoint-delay", "there are no checkpoints"},
-};
-
-/// The capabilities of QEMU 10.2 that are not built here. Each is off there unless it is set, and
-/// off here always.
-constexpr std::array<std::string_view, 18> kAlwaysOff{
-    "xbzrle",        "rdma-pin-all",        "auto-converge",           "zero-blocks",
-    "x-colo",        "release-ram",         "pause-before-switchover", "multifd",
-    "dirty-bitmaps", "postcopy-blocktime",  "late-block-activate",     "x-ignore-shared",
-    "validate-uuid", "background-snapshot", "zero-copy-send",          "switchover-ack",
-    "dirty-limit",   "mapped-ram"};
+/// The capabilities of QEMU 7.2 to 10.2 that are not built here. Each is off there unless it is
+/// set, and off here always.
+constexpr std::array<std::string_view, 19> kAlwaysOff{"xbzrle",
+                                                      "rdma-pin-all",
+                                                      "auto-converge",
+                                                      "zero-blocks",
+                                                      "x-colo",
+                                                      "release-ram",
+                                                      "pause-before-switchover",
+                                                      "compress",
+                                                      "dirty-bitmaps",
+                                                      "postcopy-blocktime",
+                                                      "late-block-activate",
+                                                      "x-ignore-shared",
+                                                      "validate-uuid",
+                                                      "background-snapshot",
+                                                      "zero-copy-send",
+                                                      "switchover-ack",
+                                                      "dirty-limit",
+                                                      "mapped-ram",
+                                                      "block"};
 
 bool is_always_off(std::string_view capability) {
   return std::find(kAlwaysOff.begin(), kAlwaysOff.end(), capability) != kAlwaysOff.end();
 }
 
-base::Err<base::Error> not_built(std::string_view name) {
-  for (const auto& known : kNotBuilt) {
-    if (name.starts_with(known.prefix)) {
-      return refuse(fmt::format("Parameter '{}' is not built in Towline: {}", name, known.remedy));
-    }
+/// Keeps what a manager sets although it has no effect, and says so in the log once for a value.
+base::Outcome set_qemus(MigrationSettings& settings, const Json::Member& member) {
+  const QemuParameter* parameter = find_qemu_parameter(member.name);
+  if (parameter == nullptr) {
+    return unexpected(member.name);
   }
-  return unexpected(name);
+  const Json value = TRY(accepted_value(*parameter, member.value));
+  const auto kept = std::find_if(settings.inert.begin(), settings.inert.end(),
+                                 [&](const Json::Member& one) { return one.name == member.name; });
+  const Json before = kept == settings.inert.end() ? usual_value(*parameter) : kept->value;
+  if (value.dump() == before.dump()) {
+    return base::Done{};
+  }
+  base::log(base::LogLevel::kInfo, "migration.parameter name={} value={} so={}", member.name,
+            value.dump(), fmt::format("it has no effect: {}", parameter->why));
+  if (kept == settings.inert.end()) {
+    settings.inert.push_back({member.name, value});
+  } else {
+    kept->value = value;
+  }
+  return base::Done{};
 }
 
 std::string_view type_name(Parameter::Type type) {
@@ -117,19 +118,19 @@ std::optional<ParameterValue> value_of(const Json& json, Parameter::Type type) {
 }
 
 /// The error for a value that the row does not permit, in QEMU's words where QEMU has this error.
-base::Err<base::Error> not_permitted(const Parameter& parameter, const Json& given,
-                                     const std::string& remedy) {
+base::Err<base::Error> not_permitted(const Parameter& parameter, std::string_view name,
+                                     const Json& given, const std::string& remedy) {
   switch (parameter.place.type) {
     case Parameter::Type::kBoolean:
     case Parameter::Type::kNumber:
-      return refuse(fmt::format("Parameter '{}' expects {}, not {}", parameter.name,
-                                permitted(parameter), given.dump()));
+      return refuse(fmt::format("Parameter '{}' expects {}, not {}", name, permitted(parameter),
+                                given.dump()));
     case Parameter::Type::kChoice:
-      return refuse(fmt::format("Parameter '{}' does not accept value '{}'; {}", parameter.name,
+      return refuse(fmt::format("Parameter '{}' does not accept value '{}'; {}", name,
                                 *given.text(), remedy));
     case Parameter::Type::kPageServer:
     case Parameter::Type::kAddresses:
-      return refuse(fmt::format("Parameter '{}': {}", parameter.name, remedy));
+      return refuse(fmt::format("Parameter '{}': {}", name, remedy));
   }
   __builtin_unreachable();
 }
@@ -146,7 +147,7 @@ std::string changeable() {
 }
 
 /// Whether the parameter may be set to another value now.
-base::Outcome may_change(const Parameter& parameter, InProgress now) {
+base::Outcome may_change(const Parameter& parameter, std::string_view name, InProgress now) {
   switch (parameter.change) {
     case Parameter::Change::kAnyTime:
     case Parameter::Change::kForTheNext:
@@ -156,7 +157,7 @@ base::Outcome may_change(const Parameter& parameter, InProgress now) {
         return refuse(fmt::format(
             "Parameter '{}' cannot change once this machine waits for a guest; set it before "
             "'migrate-incoming' (start the machine with --incoming defer)",
-            parameter.name));
+            name));
       }
       break;
     case Parameter::Change::kBeforeMigrate:
@@ -166,7 +167,7 @@ base::Outcome may_change(const Parameter& parameter, InProgress now) {
     return refuse(
         fmt::format("Parameter '{}' cannot change while a migration runs; set it before 'migrate' "
                     "({} can)",
-                    parameter.name, changeable()));
+                    name, changeable()));
   }
   return base::Done{};
 }
@@ -186,23 +187,23 @@ void tell_if_later(const Parameter& parameter, const ParameterValue& value, InPr
 base::Outcome set_one(MigrationSettings& settings, const Json::Member& member, InProgress now) {
   const Parameter* parameter = runtime::find_parameter(member.name);
   if (parameter == nullptr) {
-    return not_built(member.name);
+    return set_qemus(settings, member);
   }
   const auto value = value_of(member.value, parameter->place.type);
   if (!value) {
     return parameter->place.type == Parameter::Type::kNumber && member.value.number()
-               ? not_permitted(*parameter, member.value, {})
+               ? not_permitted(*parameter, member.name, member.value, {})
                : wrong_type(member.name, type_name(parameter->place.type));
   }
   const ParameterValue before = parameter->place.get(settings.options);
   if (const auto set = set_parameter(settings.options, *parameter, *value); !set.ok()) {
-    return not_permitted(*parameter, member.value, set.error().detail);
+    return not_permitted(*parameter, member.name, member.value, set.error().detail);
   }
   // Managers write the same values again and again: only a change is refused.
   if (parameter->place.get(settings.options) == before) {
     return base::Done{};
   }
-  TRY(may_change(*parameter, now));
+  TRY(may_change(*parameter, member.name, now));
   tell_if_later(*parameter, *value, now);
   return base::Done{};
 }
@@ -238,6 +239,8 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
     settings.postcopy_ram = change.state;
   } else if (change.name == "postcopy-preempt") {
     settings.postcopy_preempt = change.state;
+  } else if (change.name == "multifd") {
+    settings.multifd = change.state;
   } else if (change.name != "return-path") {
     // Managers turn off every capability that they do not use; these are always off.
     return is_always_off(change.name) && !change.state
@@ -262,6 +265,7 @@ Json capabilities_json(const MigrationSettings& settings) {
   add("events", settings.events);
   add("postcopy-ram", settings.postcopy_ram);
   add("postcopy-preempt", settings.postcopy_preempt);
+  add("multifd", settings.multifd);
   add("return-path", true);
   return list;
 }
@@ -297,7 +301,19 @@ Json json_of(const ParameterValue& value) {
 Json parameters_json(const MigrationSettings& settings) {
   Json all = Json::object();
   for (const Parameter& one : runtime::parameters()) {
-    all.set(std::string(one.name), json_of(one.place.get(settings.options)));
+    const Json value = json_of(one.place.get(settings.options));
+    all.set(std::string(one.name), value);
+    if (!one.also.empty()) {
+      all.set(std::string(one.also), value);
+    }
+  }
+  for (const QemuParameter& one : qemu_parameters()) {
+    if (one.newest && one.kind == QemuParameter::Kind::kInert) {
+      all.set(std::string(one.name), usual_value(one));
+    }
+  }
+  for (const Json::Member& one : settings.inert) {
+    all.set(one.name, one.value);
   }
   return all;
 }

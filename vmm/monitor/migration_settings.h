@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "base/error.h"
 #include "runtime/options.h"
 #include "runtime/parameters.h"
@@ -15,6 +17,10 @@ struct MigrationSettings {
   bool postcopy_ram = false;
   /// Demanded pages have a lane of their own in any case; kept because managers set and read it.
   bool postcopy_preempt = false;
+  /// Several lanes are used in any case, and `multifd-channels` is their number; kept likewise.
+  bool multifd = false;
+  /// What was set of QEMU's parameters that have no effect here, by name. Told as they were set.
+  std::vector<Json::Member> inert;
   runtime::MigrationOptions options;  ///< What a migration started now is given.
 };
 

@@ -52,8 +52,10 @@ std::string rendered() {
     if (!one.for_migrate.empty()) {
       usual += fmt::format("; `towline migrate`: {}", one.for_migrate);
     }
-    table += fmt::format("| `{}` | {} | {} | {} | {} | {} | {} |\n", one.name, usual, values(one),
-                         to_string(one.end), to_string(one.change), option(one), one.help);
+    const std::string also = one.also.empty() ? "" : fmt::format(" or `{}`", one.also);
+    table +=
+        fmt::format("| `{}`{} | {} | {} | {} | {} | {} | {} |\n", one.name, also, usual,
+                    values(one), to_string(one.end), to_string(one.change), option(one), one.help);
   }
   return table;
 }

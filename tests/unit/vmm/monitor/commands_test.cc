@@ -307,8 +307,8 @@ TEST_CASE("a list with one bad capability changes none, whatever stands before i
   CHECK(desk.bad("migrate-set-capabilities",
                  R"({"capabilities": [{"capability": "postcopy-ram", "state": true},
                                       {"capability": "events", "state": true},
-                                      {"capability": "multifd", "state": true}]})") ==
-        "Parameter 'capability' does not accept value 'multifd'");
+                                      {"capability": "mapped-ram", "state": true}]})") ==
+        "Parameter 'capability' does not accept value 'mapped-ram'");
   CHECK(desk.good("query-migrate-capabilities").dump() == before);
 }
 
