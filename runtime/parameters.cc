@@ -128,6 +128,7 @@ constexpr std::array kParameters{
               .place = kNumber<&Options::max_bandwidth>,
               .unit = Unit::kBytesPerSecond,
               .most = kNoLimit,
+              .in_mebibytes = true,
               .change = Change::kAnyTime,
               .end = End::kSource,
               .on = On::kMigrate,
@@ -391,6 +392,10 @@ std::string to_string(const Parameter& parameter, const ParameterValue& value) {
       return fmt::format("{}{}", number, suffix(parameter.unit));
   }
   __builtin_unreachable();
+}
+
+std::string_view unit_of(const Parameter& parameter) {
+  return suffix(parameter.unit);
 }
 
 std::string dump(const MigrationOptions& options) {

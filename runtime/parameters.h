@@ -54,6 +54,7 @@ struct Parameter {
   Unit unit = Unit::kNone;  ///< kNumber, as the next two.
   std::uint64_t least = 0;
   std::uint64_t most = 0;
+  bool in_mebibytes = false;  ///< People say it in MiB, in QEMU's human monitor; programs in bytes.
   Change change = Change::kBeforeMigrate;
   End end = End::kSource;
   On on = On::kNothing;
@@ -82,6 +83,9 @@ base::Outcome set_parameter(MigrationOptions& options, const Parameter& paramete
 
 /// A value as people read it: "128 MiB/s", "300 ms", "manual", "none".
 std::string to_string(const Parameter& parameter, const ParameterValue& value);
+
+/// What stands behind a number: " ms", " bytes/second"; empty: it has no unit.
+std::string_view unit_of(const Parameter& parameter);
 
 /// For the log: every parameter that differs from its default, "x-towline-passes=2 …".
 std::string dump(const MigrationOptions& options);

@@ -184,6 +184,9 @@ class MachineProcess {
     for (const auto& socket : arguments.qmp) {
       TRY(monitor_->listen_qmp(socket.path, socket.events));
     }
+    for (const auto& path : arguments.monitors) {
+      TRY(monitor_->listen_human(path));
+    }
     if (arguments.machine.incoming && arguments.incoming != "defer") {
       const auto at = TRY(runtime::Uri::parse(arguments.incoming));
       TRY(monitor_->listen_for_guest(at));

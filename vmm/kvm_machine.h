@@ -74,6 +74,8 @@ class KvmMachineImpl final : public KvmMachine {
 
   [[nodiscard]] const MachineConfig& config() const override { return config_; }
 
+  [[nodiscard]] std::vector<pid_t> vcpu_threads() const override { return pool_->thread_ids(); }
+
   base::Outcome stop() override;
   base::Outcome cont() override;
   base::Outcome system_reset() override;

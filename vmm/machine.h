@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -90,6 +92,9 @@ class KvmMachine : public runtime::Machine {
   [[nodiscard]] virtual std::string failure() const = 0;
 
   [[nodiscard]] virtual const MachineConfig& config() const = 0;
+
+  /// The kernel's id of each vCPU's thread.
+  [[nodiscard]] virtual std::vector<pid_t> vcpu_threads() const = 0;
 
   // What a user may order. None of these waits for a vCPU. Threads: any.
 

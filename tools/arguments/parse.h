@@ -25,7 +25,8 @@ struct QmpSocket {
 struct RunArguments {
   vmm::MachineConfig machine;
   std::vector<QmpSocket> qmp;
-  std::string incoming;  ///< A URI or "defer", when machine.incoming.
+  std::vector<std::string> monitors;  ///< Paths of sockets for people.
+  std::string incoming;               ///< A URI or "defer", when machine.incoming.
   std::string secret_file;
   bool allow_unprotected = false;
   runtime::MigrationOptions options;  ///< The parameters' first values.

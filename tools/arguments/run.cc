@@ -116,6 +116,10 @@ void declare_run(CLI::App& app, RunArguments& run, RunTexts& texts) {
   app.add_option("--qmp", texts.qmp,
                  "Control socket unix:PATH[,events=off]; may be given several times")
       ->type_name("SOCKET");
+  app.add_option("--monitor", texts.monitors,
+                 "Socket unix:PATH where people type QEMU's commands (info migrate, help); may be "
+                 "given several times")
+      ->type_name("SOCKET");
   app.add_option("--incoming", run.incoming,
                  "Wait for a guest at tcp:HOST:PORT or unix:PATH, or, with defer, at the address "
                  "that migrate-incoming gives")
@@ -148,6 +152,9 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   for (const auto& text : texts.qmp) {
     run.qmp.push_back(parse_qmp(text));
   }
+  for (const auto& text : texts.monitors) {
+    run.monitors.push_back(unix_path("--monitor", text));
+  }
   for (const auto& setting : texts.parameters.settings()) {
     static_cast<void>(set_parameter(run.options, *setting.parameter, setting.value));  // Checked.
   }
@@ -166,9 +173,10 @@ void finish_run(RunArguments& run, const RunTexts& texts, bool incoming) {
   if (!run.machine.incoming && run.machine.kernel.empty()) {
     throw CLI::RequiredError("--kernel FILE (what to boot) or --incoming URI (wait for a guest)");
   }
-  if (run.incoming == "defer" && run.qmp.empty()) {
+  if (run.incoming == "defer" && run.qmp.empty() && run.monitors.empty()) {
     throw CLI::RequiredError(
-        "--qmp unix:PATH, because --incoming defer waits for migrate-incoming");
+        "--qmp unix:PATH or --monitor unix:PATH, because --incoming defer waits for "
+        "migrate-incoming");
   }
   run.log_level = log_level(texts.level);
 }

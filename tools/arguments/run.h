@@ -19,6 +19,7 @@ struct RunTexts {
   std::string backing = "memfd";
   std::string cpu = "host";
   std::vector<std::string> qmp;
+  std::vector<std::string> monitors;
   ParameterOptions parameters{ParameterOptions::Command::kRun};
   std::string level = "info";
 };

@@ -13,7 +13,7 @@
 #include <fmt/format.h>
 
 #include "base/clock.h"
-#include "vmm/monitor/qmp_server.h"
+#include "vmm/monitor/monitor_server.h"
 
 namespace towline::tools {
 namespace {

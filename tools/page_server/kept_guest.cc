@@ -21,6 +21,16 @@ vmm::RunState KeptGuest::run_state() const {
                                                                    : vmm::RunState::kFinishMigrate;
 }
 
+base::Bytes KeptGuest::memory() const {
+  base::Bytes all;
+  if (machine_ != nullptr) {
+    for (const runtime::Region& region : machine_->regions()) {
+      all.value += region.size.value;
+    }
+  }
+  return all;
+}
+
 base::Outcome KeptGuest::stop() {
   return no_vcpus("stop");
 }

@@ -32,6 +32,8 @@ class KeptGuest final : public monitor::Guest {
 
   [[nodiscard]] std::string failure() const override { return {}; }
 
+  [[nodiscard]] base::Bytes memory() const override;
+
   base::Outcome stop() override;
   base::Outcome cont() override;
   base::Outcome system_reset() override;

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -133,7 +134,17 @@ void VcpuPool::kick_all() {
   }
 }
 
+std::vector<pid_t> VcpuPool::thread_ids() const {
+  std::vector<pid_t> ids;
+  ids.reserve(vcpus_.size());
+  for (const auto& vcpu : vcpus_) {
+    ids.push_back(vcpu->thread_id);
+  }
+  return ids;
+}
+
 void VcpuPool::loop(Vcpu& vcpu) {
+  vcpu.thread_id = ::gettid();
   accept_memory_errors();
   if (wait_parked(vcpu)) {  // Born parked, and counted so.
     while (enter(vcpu)) {

@@ -60,6 +60,9 @@ class VcpuPool {
 
   [[nodiscard]] bool all_parked();
 
+  /// The kernel's ids of the threads, for whoever pins them. 0: that one has not begun yet.
+  [[nodiscard]] std::vector<pid_t> thread_ids() const;
+
   /// Runs `work` on the thread of vCPU 0 the next time that it is parked.
   void post(std::function<void()> work);
 
@@ -73,6 +76,7 @@ class VcpuPool {
     KvmVcpu kvm;
     const std::size_t index;
     bool exit_pending = false;  // Of its own thread: KVM finishes the access at the next KVM_RUN.
+    std::atomic<pid_t> thread_id{0};
     base::NamedThread thread;
   };
 

@@ -62,6 +62,18 @@ base::Expected<std::optional<bool>> CommandArguments::optional_boolean(std::stri
   return value->boolean();
 }
 
+base::Expected<std::optional<std::uint64_t>> CommandArguments::optional_whole(
+    std::string_view name) {
+  const Json* value = take(name);
+  if (value == nullptr) {
+    return std::optional<std::uint64_t>();
+  }
+  if (!value->whole()) {
+    return wrong_type(name, "integer");
+  }
+  return value->whole();
+}
+
 base::Expected<const Json*> CommandArguments::array(std::string_view name) {
   const Json* value = TRY(optional_array(name));
   if (value == nullptr) {

@@ -21,6 +21,7 @@ class CommandArguments {
   base::Expected<std::string> text(std::string_view name);
   base::Expected<std::optional<std::string>> optional_text(std::string_view name);
   base::Expected<std::optional<bool>> optional_boolean(std::string_view name);
+  base::Expected<std::optional<std::uint64_t>> optional_whole(std::string_view name);
   base::Expected<const Json*> array(std::string_view name);
   base::Expected<const Json*> optional_array(std::string_view name);
 

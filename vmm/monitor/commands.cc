@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "vmm/monitor/human_commands.h"
 #include "vmm/monitor/migration_json.h"
 
 #ifndef TOWLINE_VERSION
@@ -210,6 +211,45 @@ Answer query_parameters(CommandContext& context, CommandArguments& arguments) {
   return parameters_json(context.migration.settings());
 }
 
+Answer human_monitor_command(CommandContext& context, CommandArguments& arguments) {
+  const std::string line = TRY(arguments.text("command-line"));
+  static_cast<void>(
+      TRY(arguments.optional_whole("cpu-index")));  // No command here looks at a vCPU.
+  NO_ARGUMENTS();
+  HumanAnswer answer = run_human_command(context, line);
+  if (answer.waits_for_migration) {
+    answer.text += "terminal does not allow synchronous migration, continuing detached\r\n";
+  }
+  return Json(std::move(answer.text));
+}
+
+/// QEMU's answer for a machine that was given none.
+Answer query_uuid(CommandContext& /*context*/, CommandArguments& arguments) {
+  NO_ARGUMENTS();
+  return Json::object({{"UUID", "00000000-0000-0000-0000-000000000000"}});
+}
+
+Answer query_cpus_fast(CommandContext& context, CommandArguments& arguments) {
+  NO_ARGUMENTS();
+  Json list = Json::array();
+  std::size_t index = 0;
+  for (const auto thread : context.guest.vcpu_threads()) {
+    list.add(Json::object(
+        {{"thread-id", thread},
+         {"props", Json::object({{"core-id", 0}, {"thread-id", 0}, {"socket-id", index}})},
+         {"qom-path", fmt::format("/machine/unattached/device[{}]", index)},
+         {"cpu-index", index},
+         {"target", "x86_64"}}));
+    ++index;
+  }
+  return list;
+}
+
+Answer query_memory_size_summary(CommandContext& context, CommandArguments& arguments) {
+  NO_ARGUMENTS();
+  return Json::object({{"base-memory", context.guest.memory().value}, {"plugged-memory", 0}});
+}
+
 #undef NO_ARGUMENTS
 
 // clang-format off
@@ -219,6 +259,9 @@ constexpr std::array kCommands{
     Command{"query-name",                 true,  query_name},
     Command{"query-kvm",                  true,  query_kvm},
     Command{"query-target",               true,  query_target},
+    Command{"query-uuid",                 true,  query_uuid},
+    Command{"query-cpus-fast",            true,  query_cpus_fast},
+    Command{"query-memory-size-summary",  true,  query_memory_size_summary},
     Command{"query-status",               true,  query_status},
     Command{"stop",                       false, stop},
     Command{"cont",                       false, cont},
@@ -237,6 +280,7 @@ constexpr std::array kCommands{
     Command{"query-migrate-capabilities", true,  query_capabilities},
     Command{"migrate-set-parameters",     false, set_parameters},
     Command{"query-migrate-parameters",   true,  query_parameters},
+    Command{"human-monitor-command",      false, human_monitor_command},
 };
 // clang-format on
 

@@ -13,6 +13,10 @@ class MachineGuest final : public Guest {
 
   [[nodiscard]] std::string failure() const override { return machine_.failure(); }
 
+  [[nodiscard]] std::vector<pid_t> vcpu_threads() const override { return machine_.vcpu_threads(); }
+
+  [[nodiscard]] base::Bytes memory() const override { return machine_.config().memory; }
+
   base::Outcome stop() override { return machine_.stop(); }
 
   base::Outcome cont() override { return machine_.cont(); }

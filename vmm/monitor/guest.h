@@ -1,10 +1,14 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "base/units.h"
 #include "runtime/migration.h"
 #include "vmm/machine.h"
 
@@ -21,6 +25,11 @@ class Guest {
   [[nodiscard]] virtual std::string name() const = 0;
   [[nodiscard]] virtual vmm::RunState run_state() const = 0;
   [[nodiscard]] virtual std::string failure() const = 0;
+
+  /// The kernel's id of each vCPU's thread; none where the guest is only kept.
+  [[nodiscard]] virtual std::vector<pid_t> vcpu_threads() const { return {}; }
+
+  [[nodiscard]] virtual base::Bytes memory() const = 0;
   virtual base::Outcome stop() = 0;
   virtual base::Outcome cont() = 0;
   virtual base::Outcome system_reset() = 0;

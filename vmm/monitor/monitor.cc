@@ -126,11 +126,15 @@ Monitor::~Monitor() {
 }
 
 base::Outcome Monitor::listen_qmp(const std::string& path, bool events) {
-  TRY(server_.listen(path, events));
+  TRY(server_.listen(path, events ? Speaks::kQmp : Speaks::kQmpWithoutEvents));
   if (first_qmp_.empty()) {
     first_qmp_ = path;
   }
   return base::Done{};
+}
+
+base::Outcome Monitor::listen_human(const std::string& path) {
+  return server_.listen(path, Speaks::kHuman);
 }
 
 void Monitor::on_signal(const char* name) {
@@ -215,6 +219,7 @@ void Monitor::migration_is(Role role, MigrationStatus status) {
             role == Role::kSource ? "source" : "target", runtime::to_string(status));
   if (role == Role::kSource) {
     guest_.on_leaving(status);
+    server_.migration_changed();
   } else {
     end_if_failed(status);
   }

@@ -12,7 +12,7 @@
 #include "vmm/monitor/commands.h"
 #include "vmm/monitor/guest.h"
 #include "vmm/monitor/migration_control.h"
-#include "vmm/monitor/qmp_server.h"
+#include "vmm/monitor/monitor_server.h"
 
 namespace towline::monitor {
 
@@ -69,6 +69,9 @@ class Monitor final : public Quitter, private vmm::MachineListener {
 
   base::Outcome listen_qmp(const std::string& path, bool events);
 
+  /// As listen_qmp(), for people.
+  base::Outcome listen_human(const std::string& path);
+
   /// For a process that ends without destroying this.
   void close_qmp() { server_.close(); }
 
@@ -121,7 +124,7 @@ class Monitor final : public Quitter, private vmm::MachineListener {
   const std::unique_ptr<MigrationEvents> of_target_;
   MigrationControl migration_;
   CommandContext context_;
-  QmpServer server_;
+  MonitorServer server_;
   // What clients were told last, so that nothing is told twice.
   std::optional<bool> told_stopped_;
   std::optional<runtime::MigrationStatus> told_source_;

@@ -19,15 +19,16 @@ struct QemuParameter {
   };
   enum class Type : std::uint8_t { kBoolean, kNumber, kText, kList };
 
-  std::string_view name;
+  std::string_view name = {};
   Kind kind = Kind::kInert;
   Type type = Type::kNumber;
-  std::string_view usual;  ///< QEMU's default, as JSON.
+  std::string_view usual = {};  ///< QEMU's default, as JSON.
   std::uint64_t least = 0;
-  std::uint64_t most = 0;                 ///< Of a number.
-  std::span<const std::string_view> any;  ///< What a text may be. Empty: whatever.
-  std::string_view why;  ///< What stands in its place here, or why it does nothing.
-  bool newest = true;    ///< QEMU 10.2 has it: it is told. 7.2 has the others.
+  std::uint64_t most = 0;                      ///< Of a number.
+  std::span<const std::string_view> any = {};  ///< What a text may be. Empty: whatever.
+  std::string_view why = {};  ///< What stands in its place here, or why it does nothing.
+  bool in_mebibytes = false;  ///< As in runtime::Parameter.
+  bool newest = true;         ///< QEMU 10.2 has it: it is told. 7.2 has the others.
 };
 
 /// All of them, in the order in which they are told.

@@ -1,33 +1,29 @@
 #pragma once
 
-#include <functional>
 #include <string>
 #include <string_view>
 
 #include "vmm/monitor/commands.h"
 #include "vmm/monitor/framing.h"
 #include "vmm/monitor/json.h"
+#include "vmm/monitor/session.h"
 
 namespace towline::monitor {
 
-/// One client's conversation, without I/O: bytes in, lines out.
+/// A program's conversation.
 ///
 /// The life of one: greet(); until `qmp_capabilities` nothing else is answered and no event is
 /// sent; afterwards every message gets one answer, in the order in which they came.
-class QmpSession {
+class QmpSession final : public Session {
  public:
-  /// Takes a line with its CRLF. May not destroy the session.
-  using Send = std::function<void(std::string line)>;
-
   /// `context` outlives this. `events`: whether this client wants any.
   QmpSession(CommandContext& context, bool events, Send send);
 
-  void greet();
+  void greet() override;
 
-  void receive(std::string_view bytes) { splitter_.feed(bytes); }
+  void receive(std::string_view bytes) override { splitter_.feed(bytes); }
 
-  /// `line` as event_line() made it.
-  void send_event(const std::string& line);
+  void send_event(const std::string& line) override;
 
  private:
   void on_message(const std::string& text);

@@ -12,7 +12,7 @@
 #include <doctest/doctest.h>
 
 #include "tests/unit/vmm/monitor/fakes.h"
-#include "vmm/monitor/qmp_server.h"
+#include "vmm/monitor/monitor_server.h"
 
 namespace towline::tools {
 namespace {
@@ -24,7 +24,7 @@ using monitor::Json;
 class Server {
  public:
   Server() {
-    REQUIRE(server_.listen(path(), true).ok());
+    REQUIRE(server_.listen(path(), monitor::Speaks::kQmp).ok());
     thread_ = std::thread([this] { desk_.loop->run(); });
   }
 
@@ -75,7 +75,7 @@ class Server {
   } quitter_;
 
   monitor::CommandContext context_{desk_.guest, desk_.migration, quitter_};
-  monitor::QmpServer server_{*desk_.loop, context_};
+  monitor::MonitorServer server_{*desk_.loop, context_};
   std::thread thread_;
 };
 

@@ -49,6 +49,7 @@ TEST_CASE("every command refuses arguments that it does not know") {
         name == "migrate" || name == "migrate-incoming" || name == "migrate-recover"
             ? R"({"uri": "tcp:127.0.0.1:1", "extra": 1})"
         : name == "migrate-set-capabilities" ? R"({"capabilities": [], "extra": 1})"
+        : name == "human-monitor-command"    ? R"({"command-line": "quit", "extra": 1})"
                                              : R"({"extra": 1})";
     CHECK_MESSAGE(desk.bad(name, arguments) == "Parameter 'extra' is unexpected", name);
   }
@@ -71,6 +72,14 @@ TEST_CASE("small questions of managers are answered") {
   CHECK(desk.good("query-kvm").dump() == R"({"enabled": true, "present": true})");
   CHECK(whole_of(*desk.good("query-version").find("qemu"), "major") == 10);
   CHECK(text_of(desk.good("query-target"), "arch") == "x86_64");
+  CHECK(text_of(desk.good("query-uuid"), "UUID") == "00000000-0000-0000-0000-000000000000");
+  CHECK(desk.good("query-memory-size-summary").dump() ==
+        R"({"base-memory": 67108864, "plugged-memory": 0})");
+  const Json vcpus = desk.good("query-cpus-fast");
+  REQUIRE(vcpus.items()->size() == 2);
+  CHECK(vcpus.items()->back().dump() ==
+        R"({"thread-id": 72, "props": {"core-id": 0, "thread-id": 0, "socket-id": 1}, )"
+        R"("qom-path": "/machine/unattached/device[1]", "cpu-index": 1, "target": "x86_64"})");
 }
 
 TEST_CASE("stop, cont and reset are the machine's business while no migration has the guest") {

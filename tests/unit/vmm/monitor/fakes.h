@@ -35,6 +35,10 @@ class FakeGuest final : public Guest {
 
   [[nodiscard]] std::string failure() const override { return "KVM said no"; }
 
+  [[nodiscard]] std::vector<pid_t> vcpu_threads() const override { return {71, 72}; }
+
+  [[nodiscard]] base::Bytes memory() const override { return base::Bytes{64U << 20U}; }
+
   base::Outcome stop() override { return order("stop"); }
 
   base::Outcome cont() override { return order("cont"); }
@@ -268,6 +272,8 @@ class Desk : private Quitter {
 
   Desk(const Desk&) = delete;
   Desk& operator=(const Desk&) = delete;
+
+  Quitter& quitter() { return *this; }
 
   /// Sends bytes and returns the last answer.
   Json ask(const std::string& text) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <memory>
 #include <string>
@@ -9,7 +10,7 @@
 #include "base/event_loop.h"
 #include "base/fd.h"
 #include "vmm/monitor/commands.h"
-#include "vmm/monitor/qmp_session.h"
+#include "vmm/monitor/session.h"
 
 namespace towline::monitor {
 
@@ -20,29 +21,39 @@ inline constexpr std::size_t kMaxQueuedBytes = 1U << 20U;
 /// Clients of one socket at a time. (Guess.)
 inline constexpr std::size_t kMaxClients = 64;
 
-/// Serves QMP on unix sockets, each with any number of clients. No client waits for another: what
-/// one does not read is queued for it, and beyond kMaxQueuedBytes it is dropped.
+/// What is spoken on a socket.
+enum class Speaks : std::uint8_t {
+  kQmp,
+  kQmpWithoutEvents,  ///< For scripts that read one reply per recv().
+  kHuman,             ///< The human monitor's lines and prompt.
+};
+
+/// Serves QMP and the human monitor on unix sockets, each with any number of clients. No client
+/// waits for another: what one does not read is queued for it, and beyond kMaxQueuedBytes it is
+/// dropped.
 ///
 /// Threads: the loop's.
-class QmpServer {
+class MonitorServer {
  public:
   /// Both outlive this.
-  QmpServer(base::EventLoop& loop, CommandContext& context);
-  ~QmpServer();
-  QmpServer(const QmpServer&) = delete;
-  QmpServer& operator=(const QmpServer&) = delete;
+  MonitorServer(base::EventLoop& loop, CommandContext& context);
+  ~MonitorServer();
+  MonitorServer(const MonitorServer&) = delete;
+  MonitorServer& operator=(const MonitorServer&) = delete;
 
   /// Binds `path` (mode 0600; a socket that nobody answers at is replaced) and accepts clients.
-  /// `events`: whether they are sent any.
   ///
   /// Errors: kRefused for a path that is too long or in use, kFailed with errno otherwise.
-  base::Outcome listen(const std::string& path, bool events);
+  base::Outcome listen(const std::string& path, Speaks speaks);
 
   /// Drops every client and takes the sockets away.
   void close();
 
   /// Sends an event to every client that negotiated and wants events. `data` may be null.
   void broadcast(std::string_view name, const Json& data);
+
+  /// Tells every client's session that the migration out of here has another status.
+  void migration_changed();
 
  private:
   struct Listener;

@@ -1,4 +1,4 @@
-#include "vmm/monitor/qmp_server.h"
+#include "vmm/monitor/monitor_server.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,7 +17,7 @@ namespace {
 
 /// A server over fakes.
 struct Served {
-  Served() { REQUIRE(server.listen(folder.file("qmp"), true).ok()); }
+  Served() { REQUIRE(server.listen(folder.file("qmp"), Speaks::kQmp).ok()); }
 
   Client client() { return {*desk.loop, folder.file("qmp")}; }
 
@@ -29,7 +29,7 @@ struct Served {
   } quitter;
 
   CommandContext context{desk.guest, desk.migration, quitter};
-  QmpServer server{*desk.loop, context};
+  MonitorServer server{*desk.loop, context};
 };
 
 constexpr const char* kStatus = R"({"execute": "query-status"})";
@@ -47,7 +47,7 @@ TEST_CASE("clients of one socket talk side by side") {
 
 TEST_CASE("several sockets serve at once, one of them without events") {
   Served served;
-  REQUIRE(served.server.listen(served.folder.file("quiet"), false).ok());
+  REQUIRE(served.server.listen(served.folder.file("quiet"), Speaks::kQmpWithoutEvents).ok());
   Client loud = served.client();
   Client quiet(*served.desk.loop, served.folder.file("quiet"));
   loud.ready();
@@ -159,8 +159,8 @@ TEST_CASE("the socket belongs to its user alone and goes with the server") {
   CommandContext context{desk.guest, desk.migration, quitter};
   const std::string path = folder.file("qmp");
   {
-    QmpServer server(*desk.loop, context);
-    REQUIRE(server.listen(path, true).ok());
+    MonitorServer server(*desk.loop, context);
+    REQUIRE(server.listen(path, Speaks::kQmp).ok());
 
     struct stat there {};
 
@@ -172,8 +172,8 @@ TEST_CASE("the socket belongs to its user alone and goes with the server") {
 
 TEST_CASE("a socket in use is not taken over, one left behind is") {
   Served served;
-  QmpServer second(*served.desk.loop, served.context);
-  const auto taken = second.listen(served.folder.file("qmp"), true);
+  MonitorServer second(*served.desk.loop, served.context);
+  const auto taken = second.listen(served.folder.file("qmp"), Speaks::kQmp);
   REQUIRE_FALSE(taken.ok());
   CHECK(has(taken.error().detail, served.folder.file("qmp")));
   CHECK(has(taken.error().detail, "in use"));
@@ -189,17 +189,17 @@ TEST_CASE("a socket in use is not taken over, one left behind is") {
     std::copy(path.begin(), path.end(), std::begin(address.sun_path));
     REQUIRE(::bind(left.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
   }
-  CHECK(second.listen(served.folder.file("left"), true).ok());
+  CHECK(second.listen(served.folder.file("left"), Speaks::kQmp).ok());
 }
 
 TEST_CASE("a place where no socket can be is named") {
   Served served;
-  const auto nowhere = served.server.listen("/nowhere/qmp", true);
+  const auto nowhere = served.server.listen("/nowhere/qmp", Speaks::kQmp);
   REQUIRE_FALSE(nowhere.ok());
   CHECK(has(base::to_string(nowhere.error()), "'/nowhere/qmp'"));
   CHECK(has(base::to_string(nowhere.error()), "No such file"));
-  CHECK_FALSE(served.server.listen(std::string(200, 'x'), true).ok());
-  CHECK_FALSE(served.server.listen("", true).ok());
+  CHECK_FALSE(served.server.listen(std::string(200, 'x'), Speaks::kQmp).ok());
+  CHECK_FALSE(served.server.listen("", Speaks::kQmp).ok());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "vmm/monitor/qmp_server.h"
+#include "vmm/monitor/monitor_server.h"
 
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -14,6 +14,8 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "vmm/monitor/human_session.h"
+#include "vmm/monitor/qmp_session.h"
 
 namespace towline::monitor {
 namespace {
@@ -29,8 +31,8 @@ base::Expected<sockaddr_un> address_of(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
-    return base::fail(base::ErrorKind::kRefused, "QMP socket",
-                      fmt::format("QMP socket '{}': a path has 1 to {} bytes", path,
+    return base::fail(base::ErrorKind::kRefused, "control socket",
+                      fmt::format("control socket '{}': a path has 1 to {} bytes", path,
                                   sizeof address.sun_path - 1));
   }
   std::copy(path.begin(), path.end(), std::begin(address.sun_path));
@@ -52,10 +54,11 @@ base::Outcome bind_path(int fd, const sockaddr_un& address, const std::string& p
 
   if (::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode)) {
     if (somebody_answers(address)) {
-      return base::fail(base::ErrorKind::kRefused, "bind",
-                        fmt::format("QMP socket '{}' is in use by another process; choose another "
-                                    "path",
-                                    path));
+      return base::fail(
+          base::ErrorKind::kRefused, "bind",
+          fmt::format("control socket '{}' is in use by another process; choose another "
+                      "path",
+                      path));
     }
     ::unlink(path.c_str());  // Left behind by a process that was killed.
   }
@@ -63,14 +66,25 @@ base::Outcome bind_path(int fd, const sockaddr_un& address, const std::string& p
   ::fchmod(fd, S_IRUSR | S_IWUSR);
   if (::bind(fd, generic(address), sizeof address) != 0 || ::listen(fd, SOMAXCONN) != 0) {
     return base::fail_errno(base::ErrorKind::kFailed, "bind",
-                            fmt::format("cannot listen for QMP at '{}'", path));
+                            fmt::format("cannot listen for clients at '{}'", path));
   }
   return base::Done{};
 }
 
+std::unique_ptr<Session> make_session(CommandContext& context, Speaks speaks, Session::Send send) {
+  switch (speaks) {
+    case Speaks::kQmp:
+    case Speaks::kQmpWithoutEvents:
+      return std::make_unique<QmpSession>(context, speaks == Speaks::kQmp, std::move(send));
+    case Speaks::kHuman:
+      return std::make_unique<HumanSession>(context, std::move(send));
+  }
+  __builtin_unreachable();
+}
+
 }  // namespace
 
-struct QmpServer::Listener {
+struct MonitorServer::Listener {
   Listener() = default;
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;
@@ -81,7 +95,7 @@ struct QmpServer::Listener {
   }
 
   std::string path;
-  bool events = true;
+  Speaks speaks = Speaks::kQmp;
   base::OwnedFd fd;
   std::size_t clients = 0;
   std::unique_ptr<base::EventLoop::Handle> watch;
@@ -89,13 +103,14 @@ struct QmpServer::Listener {
 };
 
 /// A connection: its session, what it has not read yet, and its watches.
-class QmpServer::Client {
+class MonitorServer::Client {
  public:
-  Client(QmpServer& server, Listener& listener, base::OwnedFd fd)
+  Client(MonitorServer& server, Listener& listener, base::OwnedFd fd)
       : server_(server),
         listener_(listener),
         fd_(std::move(fd)),
-        session_(server.context_, listener.events, [this](const std::string& line) { send(line); }),
+        session_(make_session(server.context_, listener.speaks,
+                              [this](const std::string& lines) { send(lines); })),
         readable_(server.loop_.on_readable(fd_.get(), [this] { on_readable(); })) {
     ++listener_.clients;
   }
@@ -105,9 +120,11 @@ class QmpServer::Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
-  void greet() { session_.greet(); }
+  void greet() { session_->greet(); }
 
-  void send_event(const std::string& line) { session_.send_event(line); }
+  void send_event(const std::string& line) { session_->send_event(line); }
+
+  void migration_changed() { session_->migration_changed(); }
 
   [[nodiscard]] bool dead() const { return dead_ || (at_end_ && queue_.empty()); }
 
@@ -117,7 +134,7 @@ class QmpServer::Client {
     std::array<char, kReadBytes> bytes{};
     const ssize_t got = ::recv(fd_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
     if (got > 0) {
-      session_.receive({bytes.data(), static_cast<std::size_t>(got)});
+      session_->receive({bytes.data(), static_cast<std::size_t>(got)});
     } else if (got == 0) {
       at_end_ = true;  // It may still read: what was answered is sent before the end.
       readable_.reset();
@@ -167,10 +184,10 @@ class QmpServer::Client {
     }
   }
 
-  QmpServer& server_;
+  MonitorServer& server_;
   Listener& listener_;
   const base::OwnedFd fd_;
-  QmpSession session_;
+  const std::unique_ptr<Session> session_;
   std::string queue_;
   bool at_end_ = false;
   // It reads no more, and may have gone. What it sent before is still obeyed: a cancel is sent by
@@ -181,29 +198,29 @@ class QmpServer::Client {
   std::unique_ptr<base::EventLoop::Handle> writable_;
 };
 
-QmpServer::QmpServer(base::EventLoop& loop, CommandContext& context)
+MonitorServer::MonitorServer(base::EventLoop& loop, CommandContext& context)
     : loop_(loop), context_(context) {
 }
 
-QmpServer::~QmpServer() {
+MonitorServer::~MonitorServer() {
   close();
 }
 
-void QmpServer::close() {
+void MonitorServer::close() {
   clients_.clear();  // Before the listeners that they count themselves at.
   listeners_.clear();
 }
 
-base::Outcome QmpServer::listen(const std::string& path, bool events) {
+base::Outcome MonitorServer::listen(const std::string& path, Speaks speaks) {
   const sockaddr_un address = TRY(address_of(path));
   base::OwnedFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) {
-    return base::fail_errno(base::ErrorKind::kFailed, "socket", "cannot make a QMP socket");
+    return base::fail_errno(base::ErrorKind::kFailed, "socket", "cannot make a control socket");
   }
   TRY(bind_path(fd.get(), address, path));
   auto listener = std::make_unique<Listener>();
   listener->path = path;
-  listener->events = events;
+  listener->speaks = speaks;
   listener->fd = std::move(fd);
   Listener& added = *listener;
   added.watch = loop_.on_readable(added.fd.get(), [this, &added] { accept(added); });
@@ -211,7 +228,7 @@ base::Outcome QmpServer::listen(const std::string& path, bool events) {
   return base::Done{};
 }
 
-void QmpServer::accept(Listener& listener) {
+void MonitorServer::accept(Listener& listener) {
   base::OwnedFd fd(::accept4(listener.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (fd.valid()) {
     admit(listener, std::move(fd));
@@ -228,7 +245,7 @@ void QmpServer::accept(Listener& listener) {
   }
 }
 
-void QmpServer::admit(Listener& listener, base::OwnedFd fd) {
+void MonitorServer::admit(Listener& listener, base::OwnedFd fd) {
   if (listener.clients >= kMaxClients) {
     base::log(base::LogLevel::kWarning, "qmp.client_refused socket={} clients={}", listener.path,
               listener.clients);
@@ -238,7 +255,7 @@ void QmpServer::admit(Listener& listener, base::OwnedFd fd) {
   clients_.back()->greet();
 }
 
-void QmpServer::broadcast(std::string_view name, const Json& data) {
+void MonitorServer::broadcast(std::string_view name, const Json& data) {
   const std::string line = event_line(name, data);
   for (const auto& client : clients_) {
     client->send_event(line);
@@ -247,7 +264,13 @@ void QmpServer::broadcast(std::string_view name, const Json& data) {
   // dead are removed with the next callback of any client; they hold no more than their queue.
 }
 
-void QmpServer::remove_dead() {
+void MonitorServer::migration_changed() {
+  for (const auto& client : clients_) {
+    client->migration_changed();
+  }
+}
+
+void MonitorServer::remove_dead() {
   clients_.remove_if([](const std::unique_ptr<Client>& client) { return client->dead(); });
 }
 
