@@ -9,7 +9,8 @@
 #include "base/ensure.h"
 #include "base/log.h"
 #include "runtime/core/description.h"
-#include "runtime/owner_log.h"
+#include "runtime/source/guest_owner.h"
+#include "runtime/source/owner_changes.h"
 #include "runtime/source/trace.h"
 
 namespace towline::runtime {
@@ -189,8 +190,7 @@ void SourceDriver::perform(const SourceEffect& effect) {
     case Kind::kOrder: {
       statistics_.bytes_before_flight = bytes_sent();
       ++statistics_.dirty_syncs;
-      const auto ordered = change_owner(machine_.gate(), OwnershipEvent::kOrder);
-      ENSURE(ordered.ok(), "a guest that was parked can be ordered away");
+      GuestOwner(machine_.gate(), standby_).change(OwnershipEvent::kOrder);
       return;
     }
     case Kind::kTargetRuns:
@@ -251,32 +251,19 @@ void SourceDriver::tell(const SourceEffect& effect) {
   }
 }
 
-// The gate, the ledger and the session's state are three copies of one fact: from here on nobody
-// gives the guest back. All in the critical section in which the word was read.
+// In the critical section in which the word was read.
 void SourceDriver::note_running() {
-  const auto gone = change_owner(machine_.gate(), OwnershipEvent::kTargetRuns);
-  ENSURE(gone.ok(), "an ordered guest may run at its target");
-  standby_.note_running();
+  GuestOwner owner(machine_.gate(), standby_);
+  note_target_runs(owner);
   const auto running_at =
       static_cast<std::int64_t>(*brain_.running_at_ns()) - statistics_.clock.offset_ns();
   const auto parked_at = static_cast<std::int64_t>(base::to_ns(statistics_.parked_at));
   statistics_.downtime_ms = static_cast<double>(running_at - parked_at) / 1e6;
 }
 
-// The ledger first: what was left of the guest is old once it runs here.
 void SourceDriver::give_back(const SourceRule& rule) {
-  if (machine_.gate().ownership() != Ownership::kHere) {
-    standby_.note_release();
-    OwnershipEvent event = OwnershipEvent::kRelease;
-    if (rule.on == SourceEvent::kTakeBack) {
-      event = OwnershipEvent::kTakeBack;
-    } else if (!before_order(rule.from)) {
-      // The target's own word, from the incarnation that has the order: it never will.
-      event = OwnershipEvent::kTargetRefused;
-    }
-    const auto back = change_owner(machine_.gate(), event);
-    ENSURE(back.ok(), "a guest that was held, or ordered and refused or taken back, is ours");
-  }
+  GuestOwner owner(machine_.gate(), standby_);
+  give_guest_back(owner, rule);
   machine_.unpark();
   observer_.on_guest_started();
 }

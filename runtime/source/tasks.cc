@@ -11,6 +11,8 @@
 #include "runtime/core/description.h"
 #include "runtime/owner_log.h"
 #include "runtime/source/driver.h"
+#include "runtime/source/guest_owner.h"
+#include "runtime/source/owner_changes.h"
 #include "runtime/source/switch_flight.h"
 
 namespace towline::runtime {
@@ -223,9 +225,8 @@ Outcome SourceDriver::prepare_flight() {
   }
   flight_->add_stale(last_round_.pages, last_round_.count, passes, true);
   TRY(flight_->add_first_pages(memory_, owed_, first, last_round_.pages, counters_));
-  TRY(standby_.leave_state(parked));
-  // Before the order can leave: an heir that reads this asks the target, whether it left or not.
-  TRY(standby_.note_ordered());
+  GuestOwner owner(machine_.gate(), standby_, parked);
+  TRY(leave_to_heir(owner));
   flight_->add_state(encoded);
   flight_->add_run();
   own_epoch().server()->open();

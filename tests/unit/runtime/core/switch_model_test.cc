@@ -16,7 +16,7 @@
 
 #include <doctest/doctest.h>
 
-#include "tests/unit/runtime/core/switch_world.h"
+#include "tests/support/switch_world.h"
 
 namespace towline::runtime::switch_model {
 namespace {
@@ -43,8 +43,9 @@ class Walk {
   /// `enough`: the walk ends where this is broken.
   explicit Walk(Tables tables, Mistake mistake = Mistake::kNone,
                 std::uint64_t most_epochs = kMostEpochs, const std::string& enough = {})
-      : tables_(std::move(tables)), steps_(tables_, mistake, most_epochs, notes_) {
-    steps_.first(World(tables_, options()), [this](World world) { visit(std::move(world), 0); });
+      : tables_(std::move(tables)),
+        steps_(tables_, options(), mistake, {.epochs = most_epochs}, notes_) {
+    steps_.first([this](World world) { visit(std::move(world), 0); });
     while (!todo_.empty() && !notes_.broken.contains(enough)) {
       const auto [number, world] = std::move(todo_.front());
       todo_.pop_front();

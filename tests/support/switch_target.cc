@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "tests/unit/runtime/core/switch_world.h"
+#include "tests/support/switch_world.h"
 
 namespace towline::runtime::switch_model {
 namespace {
@@ -31,6 +31,7 @@ bool Steps::tell(World& world, TargetInput input) {
   for (const TargetTask& task : world.target.take_tasks()) {
     good = carry_out(world, task) && good;
   }
+  world.target_dump = world.target.dump();
   return good;
 }
 
@@ -120,6 +121,8 @@ bool Steps::carry_out(World& world, const TargetTask& task) {
       world.there = Ownership::kGone;
       return tell(world, TargetInput{.kind = Input::kDone, .task = task});
     case Job::kTakeSource:
+      world.target_reads = true;
+      return true;
     case Job::kAnswerPing:
     case Job::kKeepStale:
     case Job::kStorePages:
@@ -184,13 +187,15 @@ void Steps::target_reads(const World& world, const Found& found) {
   const Frame frame = world.to_target.front();
   next.to_target.erase(next.to_target.begin());
   if (frame.type == FrameType::kDescribe) {
-    World refused = next;
-    tell(refused, TargetInput{.kind = Input::kMisdescribed});
-    send_back(refused, {FrameType::kRefuse});
-    refused.target_reads = false;
-    refused.cut_there = true;
-    refused.cut_back = true;
-    found(std::move(refused));
+    if (limits_.refusals) {
+      World refused = next;
+      tell(refused, TargetInput{.kind = Input::kMisdescribed});
+      send_back(refused, {FrameType::kRefuse});
+      refused.target_reads = false;
+      refused.cut_there = true;
+      refused.cut_back = true;
+      found(std::move(refused));
+    }
     tell(next, TargetInput{.kind = Input::kDescribed});
     send_back(next, {FrameType::kAccept});
     return found(std::move(next));
@@ -251,7 +256,7 @@ void Steps::target_machine(const World& world, const Found& found) {
       found(std::move(next));
     }
   }
-  if (world.target.state() == TargetState::kReceiving && !world.room_lost) {
+  if (world.target.state() == TargetState::kReceiving && !world.room_lost && limits_.refusals) {
     World next = world;
     next.room_lost = true;
     tell(next, TargetInput{.kind = Input::kLaneLost, .error = broken(ErrorKind::kOverloaded)});
@@ -261,7 +266,7 @@ void Steps::target_machine(const World& world, const Found& found) {
 
 /// Its user, or a deadline, gives the source up; then the old lanes have been read to their ends.
 void Steps::target_alone(const World& world, const Found& found) {
-  if (world.target.state() == TargetState::kRunningAlone) {
+  if (world.target.state() == TargetState::kRunningAlone && limits_.alone) {
     for (const SourceLoss how : {SourceLoss::kPoison, SourceLoss::kGiveUp}) {
       World next = world;
       if (tell(next, TargetInput{.kind = Input::kGiveUpSource, .policy = how})) {

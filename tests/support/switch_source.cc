@@ -4,7 +4,9 @@
 
 #include <fmt/format.h>
 
-#include "tests/unit/runtime/core/switch_world.h"
+#include "runtime/source/owner_changes.h"
+#include "tests/support/switch_hands.h"
+#include "tests/support/switch_world.h"
 
 namespace towline::runtime::switch_model {
 namespace {
@@ -45,6 +47,7 @@ bool Steps::tell(World& world, SourceInput input) {
   for (const SourceEffect& effect : world.source.take_effects()) {
     perform(world, effect);
   }
+  world.source_dump = world.source.dump();
   return taken.ok();
 }
 
@@ -66,16 +69,22 @@ void Steps::perform(World& world, const SourceEffect& effect) {
       break;
     case SourceEffect::Kind::kOrder:
       if (mistake_ != Mistake::kOrderUnnoted) {
-        gate(world.here, OwnershipEvent::kOrder);
+        Hands(*this, world).change(OwnershipEvent::kOrder);
       }
       break;
     case SourceEffect::Kind::kTargetRuns:
       if (mistake_ != Mistake::kGateUntold) {
-        gate(world.here, OwnershipEvent::kTargetRuns);
+        Hands hands(*this, world);
+        note_target_runs(hands);
       }
       break;
-    case SourceEffect::Kind::kGiveBack:
-      give_back(world, effect.rule);
+    case SourceEffect::Kind::kGiveBack: {
+      Hands hands(*this, world);
+      give_guest_back(hands, effect.rule);
+      break;
+    }
+    case SourceEffect::Kind::kRelease:
+      Hands(*this, world).note_over();
       break;
     case SourceEffect::Kind::kShow:
     case SourceEffect::Kind::kOweAll:
@@ -87,7 +96,6 @@ void Steps::perform(World& world, const SourceEffect& effect) {
     case SourceEffect::Kind::kHoldBack:
     case SourceEffect::Kind::kGoOn:
     case SourceEffect::Kind::kEndWaiting:
-    case SourceEffect::Kind::kRelease:
     case SourceEffect::Kind::kLinkLost:
     case SourceEffect::Kind::kLaneLost:
     case SourceEffect::Kind::kLaneNotReplaced:
@@ -100,15 +108,6 @@ void Steps::perform(World& world, const SourceEffect& effect) {
     case SourceEffect::Kind::kTakenBack:
       break;
   }
-}
-
-void Steps::give_back(World& world, const SourceRule& rule) {
-  if (world.here == Ownership::kHere) {
-    return;  // The switch was given up before the gate was closed.
-  }
-  gate(world.here, before_order(rule.from)             ? OwnershipEvent::kRelease
-                   : rule.on == SourceEvent::kTakeBack ? OwnershipEvent::kTakeBack
-                                                       : OwnershipEvent::kTargetRefused);
 }
 
 void Steps::done(World& world, const SourceInput& found) {
@@ -149,11 +148,14 @@ void Steps::source_task(const World& world, const Found& found) {
       send_there(next, {FrameType::kRoundEnd, 0, task.pass});
       break;
     case Kind::kPark:
-      gate(next.here, OwnershipEvent::kHold);
+      Hands(*this, next).change(OwnershipEvent::kHold);
       break;
-    case Kind::kPrepareFlight:
+    case Kind::kPrepareFlight: {
       task_fails(world, ErrorKind::kFailed, found);  // The state cannot be saved.
+      Hands hands(*this, next);
+      note(!leave_to_heir(hands).ok(), "the ledger cannot be written");
       break;
+    }
     case Kind::kSendFlight:
       if (world.cut_there) {
         task_fails(world, ErrorKind::kDisconnected, found);
@@ -161,6 +163,7 @@ void Steps::source_task(const World& world, const Found& found) {
       send_there(next, {FrameType::kRoundEnd, 0, world.source.passes_done(), wire::kFlagFinal});
       send_there(next, {FrameType::kState});
       send_there(next, {FrameType::kRun});
+      Hands(*this, next).after_flight();
       break;
     case Kind::kReadToTheEnd:
       next.cut_there = true;
@@ -191,10 +194,14 @@ void Steps::source_task(const World& world, const Found& found) {
       send_there(next, {FrameType::kRun});
       break;
     case Kind::kFindPageServer:
+      Hands(*this, next).find();
+      break;
+    case Kind::kFinish:  // The target does nothing with the word that it is sent.
+      Hands(*this, next).note_over();
+      break;
     case Kind::kBeginLog:
     case Kind::kAwaitPageServer:
     case Kind::kStartPush:
-    case Kind::kFinish:  // The target does nothing with that word.
       break;
     case Kind::kEndLane:
     case Kind::kOpenInPlace:
@@ -209,25 +216,28 @@ void Steps::source_task(const World& world, const Found& found) {
 /// Whoever answers is asked whether it lets this source in.
 void Steps::open_control(const World& world, const Found& found) {
   const std::uint64_t epoch = world.source.task()->epoch;
-  if (epoch < most_epochs_ || world.killed) {
-    task_fails(world, ErrorKind::kDisconnected, found);
+  World next = world;
+  Hands(*this, next).greet(epoch);
+  if (may_break(world) || world.killed) {
+    World failed = next;
+    count_break(failed);
+    task_fails(failed, ErrorKind::kDisconnected, found);
   }
   if (world.killed) {
     return;
   }
-  if (epoch == 1) {
-    task_fails(world, ErrorKind::kRefused, found);  // Somebody else has the place.
+  if (epoch == 1 && limits_.refusals) {
+    task_fails(next, ErrorKind::kRefused, found);  // Somebody else has the place.
   }
   wire::Hello hello;
   hello.epoch = epoch;
   hello.features = kFeatures;
   hello.id.fill(std::byte{7});
-  World next = world;
   const bool let_in =
       next.target.admit(hello, base::Done{}).refusal.empty() &&
       tell(next, TargetInput{.kind = TargetInput::Kind::kControlProven, .hello = hello});
   if (!let_in) {
-    return task_fails(world, ErrorKind::kRefused, found);
+    return task_fails(next, ErrorKind::kRefused, found);
   }
   next.cut_there = false;
   next.cut_back = false;
@@ -278,7 +288,7 @@ void Steps::source_reads(const World& world, const Found& found) {
 /// Its watch, and its clock: a peer that neither speaks nor closes is given up, and a target that
 /// was lost is asked again.
 void Steps::source_waits(const World& world, const Found& found) {
-  if (world.cut_back && !world.loss_told) {
+  if (world.cut_back && !world.loss_told && limits_.watch) {
     for (const bool silent : {false, true}) {
       World next = world;
       next.loss_told = true;
@@ -291,12 +301,14 @@ void Steps::source_waits(const World& world, const Found& found) {
   }
   const auto deadline = world.source.deadline();
   const bool paused = is_paused(world.source.state());
-  if (paused && !world.source.task().has_value() && world.source.epoch() < most_epochs_) {
+  if (paused && !world.source.task().has_value() && limits_.words &&
+      world.source.epoch() < limits_.epochs) {
     World next = world;
     tell(next, {.kind = Input::kResume});
     found(std::move(next));
   }
-  const bool may_pass = paused ? world.source.epoch() < most_epochs_ : world.cut_back;
+  const bool may_pass =
+      paused ? world.source.epoch() < limits_.epochs : world.cut_back && limits_.watch;
   if (deadline.has_value() && may_pass) {
     World next = world;
     tell(next, {.kind = Input::kTime, .at = *deadline});
@@ -307,13 +319,13 @@ void Steps::source_waits(const World& world, const Found& found) {
 /// Each word once; and the last resort of a user, who may be wrong, but not against what the source
 /// has heard.
 void Steps::source_users(const World& world, const Found& found) {
-  if (!world.switch_said) {
+  if (!world.switch_said && limits_.words) {
     World next = world;
     next.switch_said = true;
     tell(next, {.kind = Input::kSwitchWord});
     found(std::move(next));
   }
-  if (!world.cancel_said) {
+  if (!world.cancel_said && limits_.words) {
     World next = world;
     next.cancel_said = true;
     tell(next, {.kind = Input::kCancel});
@@ -327,6 +339,7 @@ void Steps::source_users(const World& world, const Found& found) {
   }
   if (!world.killed) {
     World next = world;
+    next.died_as_target = world.there == Ownership::kHere;
     next.killed = true;
     next.there = Ownership::kGone;
     found(std::move(next));
