@@ -115,7 +115,7 @@ bool SourceProtocol::advance_recovery() {
   if (wait_ == Wait::kRetry) {
     return try_again();
   }
-  if (link_.missing_told || (link_.runs && complete_)) {
+  if (link_.missing_told || complete_) {
     compare();
     return true;
   }
@@ -202,13 +202,13 @@ void SourceProtocol::begin_comparison() {
 }
 
 void SourceProtocol::compare() {
+  if (complete_) {  // Whatever else was said before that, and lost.
+    error_.clear();
+    return give({.kind = SourceTask::Kind::kFinish});
+  }
   if (!link_.runs && state_ == SourceState::kServingRecovering) {
     return end(base::Error{ErrorKind::kCorrupt, 0, "recover",
                            "the target ran the guest, and denies it now"});
-  }
-  if (complete_) {
-    error_.clear();
-    return give({.kind = SourceTask::Kind::kFinish});
   }
   give({.kind = SourceTask::Kind::kOpenLanesAgain, .at = reopened_at_});
 }

@@ -42,6 +42,7 @@ struct SourceDriver::Watches {
   // As of this look.
   bool may_replace = false;
   bool serving = false;
+  bool ordered = false;  // Nothing is pushed yet; what the loading machine asks for is answered.
   bool target_idle = false;
   std::uint32_t urgent_attempt = 0;
 };
@@ -80,6 +81,7 @@ void SourceDriver::watch() {
       }
       if (watches.has_value()) {
         watches->serving = brain_.state() == SourceState::kServing;
+        watches->ordered = brain_.state() == SourceState::kOrdered;
         watches->may_replace = brain_.may_replace();
         watches->target_idle = brain_.target_idle();
         watches->urgent_attempt = brain_.attempt_in_use({wire::LaneRole::kUrgent, 0});
@@ -140,17 +142,20 @@ void SourceDriver::judge_lanes(Watches& watches, const SourceEpoch::Glance& seen
   }
 }
 
-// How long nobody does anything: all is pushed, answered and acknowledged here, each receiver over
-// there waits and says so, and it is not complete. A target that is busy, with room for a page or
+// How long nobody does anything: all that may be is pushed, answered and acknowledged here, each
+// receiver over there waits and says so, and it is not complete. Before the push the target says so
+// only if somebody waits for a page. A target that is busy, with room for a page or
 // whatever else, has a receiver that does not wait. What is told is at most one beat old.
 std::optional<base::Duration> SourceDriver::idle_together(Watches& watches,
                                                           const SourceEpoch::Glance& seen) const {
-  const bool idle =
-      watches.serving && watches.target_idle && seen.open && seen.urgent_waits &&
-      !seen.of_urgent.has_value() &&
-      std::all_of(seen.bulk.begin(), seen.bulk.end(), [](const BulkSender::Glance& lane) {
-        return lane.waits && !lane.unacknowledged.has_value();
-      });
+  const bool pushed =
+      watches.ordered ||
+      (watches.serving &&
+       std::all_of(seen.bulk.begin(), seen.bulk.end(), [](const BulkSender::Glance& lane) {
+         return lane.waits && !lane.unacknowledged.has_value();
+       }));
+  const bool idle = pushed && watches.target_idle && seen.open && seen.urgent_waits &&
+                    !seen.of_urgent.has_value();
   const base::Instant now = clock_.now();
   const bool late = now - watches.looked > options_.heartbeat * 2;
   watches.looked = now;

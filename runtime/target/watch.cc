@@ -73,15 +73,20 @@ void TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control, std:
   signs.urgent_words = urgent.explain();
   const auto fed =
       feed({.kind = TargetInput::Kind::kSigns, .signs = std::move(signs), .epoch = epoch});
+  bool entered = false;
   {
     const base::Lock lock(mutex_);
     if (!fed.ok() || !brain_.is_watched()) {
       return;  // It is lost, or its epoch is over.
     }
+    entered = brain_.entered_at().has_value();
   }
+  // Until the guest runs, a machine that is being loaded may keep the lanes idle for long; only who
+  // waits for a page waits for the source.
+  const bool waits = entered || transfer_->requests.size() != 0;
   FrameHeader beat;
   beat.type = FrameType::kBeat;
-  if (control.counts_frames() && lanes.all_wait()) {
+  if (control.counts_frames() && waits && lanes.all_wait()) {
     beat.round = wire::kBeatIdle;
   }
   [[maybe_unused]] const auto sent = control.send_if_idle(beat);

@@ -552,6 +552,33 @@ runtime::LaneName bulk_lane(std::uint8_t number) {
   return {runtime::wire::LaneRole::kBulk, number};
 }
 
+TEST_CASE("a request that is lost while the machine is loaded is missed, and asked again") {
+  if (!can_serve_faults()) {
+    return;
+  }
+  TestMachine::Config config;
+  config.read_by_load = config.working_set + config.log / 2;
+  auto options = default_options();
+  options.passes = 0;
+  options.switch_policy = runtime::SwitchPolicy::kManual;
+  options.heartbeat = std::chrono::milliseconds(10);
+  options.frozen_patience = std::chrono::milliseconds(200);
+  Move move(config, options, options);
+  LaneProxy proxy(*move.incoming->report().listening);
+  auto started = runtime::Outgoing::start(move.source, proxy.at(), options, move.source_events);
+  REQUIRE(started.ok());
+  move.outgoing = std::move(started).value();
+  move.source_events.wait_for(MigrationStatus::kActive);
+  while (!proxy.harm(kUrgentLane, LaneProxy::Harm::kSwallow)) {
+    move.source.wait_for_accesses(1);  // The lanes are being opened.
+  }
+  move.outgoing->start_postcopy();
+  move.source_events.wait_for(MigrationStatus::kCompleted);
+  move.check_complete();
+  CHECK(move.outgoing->report().recoveries >= 1);
+  CHECK(move.outgoing->report().overdue.find("running: all is sent") == 0);
+}
+
 TEST_CASE("a data lane that breaks alone is replaced, however it breaks, and nobody pauses") {
   if (!can_serve_faults()) {
     return;

@@ -11,6 +11,19 @@ using base::fail;
 using runtime::wire::FrameHeader;
 using runtime::wire::kHeaderBytes;
 
+namespace {
+
+/// Not the handshake, which has time-outs; nor a pass's marker, whose silence the target times.
+bool may_vanish(const FrameHeader& header) {
+  using runtime::wire::FrameType;
+  const bool greets = header.type == FrameType::kHello || header.type == FrameType::kHelloReply ||
+                      header.type == FrameType::kProof || header.type == FrameType::kLaneReady;
+  return !greets &&
+         (header.type != FrameType::kMarker || header.round == runtime::wire::kPostcopyRound);
+}
+
+}  // namespace
+
 void Pipe::send(FrameHeader header, std::span<const std::byte> payload) {
   header.length = static_cast<std::uint32_t>(payload.size());
   header.payload_crc = base::crc32c(payload);
@@ -24,6 +37,9 @@ void Pipe::send_bytes(std::span<const std::byte> bytes) {
   }
   if (taken_ > kCapacity) {  // What was taken is of no use any more.
     wire_.erase(wire_.begin(), wire_.begin() + static_cast<std::ptrdiff_t>(taken_));
+    if (sign_.has_value()) {
+      *sign_ -= std::min(taken_, *sign_);
+    }
     delivered_ -= std::exchange(taken_, 0);
   }
   wire_.insert(wire_.end(), bytes.begin(), bytes.end());
@@ -31,6 +47,9 @@ void Pipe::send_bytes(std::span<const std::byte> bytes) {
 
 void Pipe::deliver(Random& random) {
   const std::size_t left = wire_.size() - delivered_;
+  if (gap_ && counts() && !sign_.has_value() && (left == 0 || random.once_in(4))) {
+    sign_ = wire_.size();
+  }
   // Often all, often a frame's worth, sometimes a few bytes.
   std::size_t count = left;
   if (!random.once_in(3)) {
@@ -44,6 +63,7 @@ void Pipe::cut(Random& random) {
   // Often only the tail: the order is the last frame of its flight.
   const std::size_t tail = random.once_in(2) ? std::min<std::size_t>(left, 60) : left;
   wire_.resize(wire_.size() - random.below(tail + 1));
+  sign_ = sign_.has_value() && *sign_ > wire_.size() ? std::nullopt : sign_;
   closed_ = true;
 }
 
@@ -55,8 +75,38 @@ void Pipe::shut(Random& random) {
     taken_ = delivered_ = 0;
     header_.reset();
   }
+  sign_.reset();
   closed_ = true;
   frozen_ = false;
+}
+
+bool Pipe::swallow(Random& random, bool counted) {
+  struct Place {
+    std::size_t at;
+    std::size_t bytes;
+  };
+
+  std::vector<Place> places;
+  for (std::size_t at = taken_; wire_.size() - at >= kHeaderBytes;) {
+    const auto header = runtime::wire::decode_header(
+        std::span(wire_).subspan(at).first<kHeaderBytes>(), lane_, direction_);
+    if (!header.ok() || wire_.size() - at < kHeaderBytes + header.value().length) {
+      break;
+    }
+    const std::size_t bytes = kHeaderBytes + header.value().length;
+    if (at >= delivered_ && may_vanish(header.value())) {
+      places.push_back({at, bytes});
+    }
+    at += bytes;
+  }
+  if (places.empty() || gap_ || closed_) {
+    return false;
+  }
+  const Place place = places[random.below(places.size())];
+  const auto first = wire_.begin() + static_cast<std::ptrdiff_t>(place.at);
+  wire_.erase(first, first + static_cast<std::ptrdiff_t>(place.bytes));
+  gap_ = counted || !counts();
+  return true;
 }
 
 bool Pipe::flip(Random& random) {
@@ -77,6 +127,9 @@ void Pipe::parse_header() {
 
 bool Pipe::readable() {
   parse_header();
+  if (at_sign()) {
+    return true;
+  }
   if (header_.has_value() &&
       (!header_->ok() || waiting() >= kHeaderBytes + header_->value().length)) {
     return true;
@@ -87,6 +140,9 @@ bool Pipe::readable() {
 
 base::Expected<std::optional<Frame>> Pipe::take(bool check_sum) {
   parse_header();
+  if (at_sign()) {
+    return fail(ErrorKind::kCorrupt, "receive", "a frame was lost");
+  }
   if (header_.has_value() && !header_->ok()) {
     return base::Err<base::Error>{header_->error()};
   }

@@ -49,7 +49,9 @@ class Pipe {
 
   [[nodiscard]] bool held_up() const { return frozen_ || *partitioned_; }
 
-  [[nodiscard]] bool deliverable() const { return on_wire() > 0 && !held_up(); }
+  [[nodiscard]] bool deliverable() const {
+    return (on_wire() > 0 || (gap_ && counts() && !sign_.has_value())) && !held_up();
+  }
 
   void deliver(Random& random);
 
@@ -59,12 +61,20 @@ class Pipe {
   /// Turns one bit over of what is on its way. False: nothing is.
   bool flip(Random& random);
 
+  /// Takes one whole frame of what is on its way out of the bytes; everything before and behind it
+  /// arrives, and is read. On the control lane the next sign of life tells how many frames were
+  /// sent, as lane.cc: it comes behind whatever else is on its way by then. On other lanes nobody
+  /// counts, nor anywhere if not `counted`. False: there is none.
+  bool swallow(Random& random, bool counted);
+
   void freeze(bool frozen) { frozen_ = frozen; }
 
   [[nodiscard]] std::size_t on_wire() const { return wire_.size() - delivered_; }
 
   /// Nothing will ever be delivered again.
   [[nodiscard]] bool over() const { return closed_ && on_wire() == 0; }
+
+  [[nodiscard]] bool swallowed() const { return gap_; }
 
   // ---- receiver ----
 
@@ -85,12 +95,18 @@ class Pipe {
 
   void parse_header();
 
+  [[nodiscard]] bool counts() const { return lane_ == runtime::wire::LaneRole::kControl; }
+
+  [[nodiscard]] bool at_sign() const { return sign_.has_value() && taken_ >= *sign_; }
+
   runtime::wire::LaneRole lane_;
   runtime::wire::Direction direction_;
   const bool* partitioned_;
   std::vector<std::byte> wire_;  // Taken, delivered and still on its way, one after the other.
   std::size_t taken_ = 0;
   std::size_t delivered_ = 0;
+  bool gap_ = false;                 // A frame was swallowed.
+  std::optional<std::size_t> sign_;  // Where the next sign of life is, in wire_.
   bool closed_ = false;
   bool frozen_ = false;
   std::optional<base::Expected<runtime::wire::FrameHeader>> header_;  // Of the next frame.

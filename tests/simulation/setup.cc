@@ -38,6 +38,8 @@ std::string_view to_string(Trouble trouble) {
       return "lanes";
     case Trouble::kNoRoom:
       return "no-room";
+    case Trouble::kSwallow:
+      return "swallow";
   }
   __builtin_unreachable();
 }
@@ -134,6 +136,10 @@ std::string_view to_string(Plant plant) {
       return "tombstone-late";
     case Plant::kResumeEarly:
       return "resume-early";
+    case Plant::kFramesUncounted:
+      return "frames-uncounted";
+    case Plant::kIdleUnnoticed:
+      return "idle-unnoticed";
   }
   __builtin_unreachable();
 }

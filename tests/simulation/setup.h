@@ -48,10 +48,11 @@ enum class Trouble : std::uint8_t {
   kLanes,          ///< After the switch data lanes break, one after the other; memory may be tight.
   kNoRoom,         ///< Room for a pass's pages vanishes and comes back; perhaps the link breaks or
                    ///< the user cancels meanwhile.
+  kSwallow,        ///< Frames vanish whole on connections that live; perhaps the link breaks too.
 };
 
 std::string_view to_string(Trouble trouble);
-inline constexpr int kTroubles = static_cast<int>(Trouble::kNoRoom) + 1;
+inline constexpr int kTroubles = static_cast<int>(Trouble::kSwallow) + 1;
 
 /// Mistakes that can be planted, to see that they are caught. Never in what ships: each changes a
 /// driver or the kernel of the simulated world.
@@ -102,9 +103,11 @@ enum class Plant : std::uint8_t {
   kOrderForgotten,    ///< The gate is opened, and the guest never started.
   kTombstoneLate,     ///< The tombstone is written when its *never* is on its way already.
   kResumeEarly,       ///< The source goes on, and its lanes are not waited for.
+  kFramesUncounted,   ///< Frames that vanish from a control lane are not missed.
+  kIdleUnnoticed,     ///< Both ends wait for each other, and the source's watch does not see it.
 };
 
-inline constexpr int kPlants = static_cast<int>(Plant::kResumeEarly) + 1;
+inline constexpr int kPlants = static_cast<int>(Plant::kIdleUnnoticed) + 1;
 
 std::string_view to_string(Plant plant);
 

@@ -161,6 +161,13 @@ TEST_CASE("a pass for which there is no room waits until there is, and nothing o
   CHECK(met(coverage, "a completed migration"));
 }
 
+TEST_CASE("a frame that vanishes on a link that lives is missed, and nothing waits for ever") {
+  const Coverage coverage = hold(Trouble::kSwallow, 2500);
+  CHECK(met(coverage, "a frame that was swallowed"));
+  CHECK(met(coverage, "a recovery"));
+  CHECK(met(coverage, "a completed migration"));
+}
+
 TEST_CASE("the seeds take every rule of every table and meet what only luck brings about") {
   Coverage coverage;
   for (std::uint64_t seed = 190'000; seed < 190'000 + 6000 / kShare; ++seed) {
@@ -470,6 +477,15 @@ TEST_CASE("planted: a guest that is not started though its gate is open is found
 
 TEST_CASE("planted: a tombstone that is written behind its word is found") {
   CHECK(is_among(found(Plant::kTombstoneLate, Trouble::kLoadFails), {kTookBack}));
+}
+
+TEST_CASE("planted: frames that nobody counts are found") {
+  CHECK(is_among(found(Plant::kFramesUncounted, Trouble::kSwallow),
+                 {kUnsettled, "the target cannot take"}));
+}
+
+TEST_CASE("planted: ends that wait for each other, unseen, are found") {
+  CHECK(is_among(found(Plant::kIdleUnnoticed, Trouble::kSwallow), {kUnsettled}));
 }
 
 TEST_CASE("planted: lanes that are not waited for before their epoch goes on are found") {

@@ -379,8 +379,16 @@ bool SourceEnd::uneasy() {
     used.push_back(greeting_);
   }
   const bool silent = world_.frozen(Process::kTarget) || world_.dead(Process::kTarget);
-  return std::any_of(used.begin(), used.end(),
-                     [silent](const Connection* one) { return silent || one->held_up(); });
+  return std::any_of(used.begin(), used.end(), [&](const Connection* one) {
+    return silent || one->held_up() || waits_in_vain(*one);
+  });
+}
+
+/// All is sent, and both ends wait for each other: a frame of a data lane was lost.
+bool SourceEnd::waits_in_vain(const Connection& lane) const {
+  const bool serves = state() == SourceState::kServing || state() == SourceState::kOrdered;
+  return lane.role != LaneRole::kControl && serves && !world_.planted(Plant::kIdleUnnoticed) &&
+         (lane.to_target.swallowed() || lane.to_source.swallowed());
 }
 
 void SourceEnd::die(bool host) {

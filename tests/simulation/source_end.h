@@ -66,6 +66,7 @@ class SourceEnd {
   void take_back();
 
   /// Something is wrong with a lane that it uses, and no end or error says so.
+  [[nodiscard]] bool waits_in_vain(const Connection& lane) const;
   [[nodiscard]] bool uneasy();
 
   /// Its watch (or its user) gives the link up.

@@ -176,9 +176,10 @@ Task TargetEnd::read_control(Receivers& lanes) {
   }
 }
 
-/// What an honest source sends, whole, is due.
+/// What an honest source sends, whole, is due: unless a frame before it was lost.
 void TargetEnd::check_refusal(const Frame& frame, const base::Outcome& outcome) {
-  if (!outcome.ok() && outcome.error().kind == base::ErrorKind::kCorrupt) {
+  if (!outcome.ok() && !now_->control->to_target.swallowed() &&
+      outcome.error().kind == base::ErrorKind::kCorrupt) {
     world_.fail("the target cannot take " +
                 std::string(runtime::wire::to_string(frame.header.type)) + ": " +
                 outcome.error().detail);

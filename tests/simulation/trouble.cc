@@ -1,5 +1,6 @@
 #include "tests/simulation/trouble.h"
 
+#include <algorithm>
 #include <memory>
 
 namespace towline::simulation {
@@ -79,6 +80,15 @@ void Troublemaker::add_setup_trouble() {
           world_.link_harmed = true;
           source_.cancel();
         });
+      }
+      return;
+    case Trouble::kSwallow:
+      for (std::uint64_t i = world_.random.between(1, 4); i > 0; --i) {
+        at("swallow a frame", world_.random.once_in(2) ? some_moment() : any_time(),
+           [this] { swallow(); });
+      }
+      if (world_.random.once_in(3)) {
+        at("cut", some_moment(), [this] { world_.random.once_in(2) ? cut_all() : cut_one(); });
       }
       return;
     case Trouble::kStorm:
@@ -246,6 +256,28 @@ void Troublemaker::flip() {
       world_.link_harmed = true;
       return;
     }
+  }
+}
+
+/// The next one that is on its way: of the control lane, mostly, where each says something.
+void Troublemaker::swallow() {
+  std::vector<Pipe*> pipes;
+  for (Connection* one : network_.live()) {
+    const bool control = one->role == runtime::wire::LaneRole::kControl;
+    if (control || world_.random.once_in(4)) {
+      pipes.push_back(&one->to_target);
+      pipes.push_back(&one->to_source);
+    }
+  }
+  const bool waits = std::none_of(pipes.begin(), pipes.end(), [this](Pipe* pipe) {
+    return pipe->swallow(world_.random, !world_.planted(Plant::kFramesUncounted));
+  });
+  if (waits && ++swallow_tries_ < 400) {
+    return at("swallow a frame", {[] { return true; }, 1}, [this] { swallow(); });
+  }
+  if (!waits) {
+    world_.link_harmed = true;
+    world_.saw("a frame that was swallowed");
   }
 }
 

@@ -47,6 +47,7 @@ class Troublemaker {
   void cut_one();
   void harm_lane();
   void flip();
+  void swallow();
   void harm_network();
   void harm_processes();
   void harm_connecting();
@@ -63,6 +64,7 @@ class Troublemaker {
   const Identity& identity_;
   SourceEnd& source_;
   TargetEnd& target_;
+  std::uint64_t swallow_tries_ = 0;
 };
 
 }  // namespace towline::simulation

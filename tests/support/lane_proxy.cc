@@ -99,6 +99,9 @@ void LaneProxy::accept_all() {
       std::vector<std::byte> buffer(256U << 10U);
       while (true) {
         const ssize_t got = ::recv(made.far.get(), buffer.data(), buffer.size(), 0);
+        if (got > 0 && made.swallow.exchange(false)) {
+          continue;
+        }
         if (got <= 0 ||
             !send_all(made.near.get(), std::span(buffer).first(static_cast<std::size_t>(got)))) {
           break;
@@ -203,6 +206,9 @@ bool LaneProxy::harm(runtime::LaneName lane, Harm how) {
         break;
       case Harm::kFlip:
         link.flip = true;
+        break;
+      case Harm::kSwallow:
+        link.swallow = true;
         break;
     }
     return true;

@@ -24,6 +24,7 @@ class LaneProxy {
     kResetAtSource,  ///< The target sees nothing.
     kResetAtTarget,  ///< The source sees nothing.
     kFlip,           ///< One bit of what goes to the target next is wrong.
+    kSwallow,        ///< What goes to the source next vanishes, and the lane goes on.
   };
 
   /// Listens at `at`; by default at any port.
@@ -54,6 +55,7 @@ class LaneProxy {
     bool harmed = false;                    // Under mutex_.
     bool control = false;                   // Under mutex_.
     std::atomic<bool> flip{false};
+    std::atomic<bool> swallow{false};
     std::atomic<bool> keeps_near{false};
     std::atomic<bool> keeps_far{false};
     base::NamedThread to_target;

@@ -281,6 +281,12 @@ base::Outcome TestMachine::load(const runtime::MachineState& state) {
                 std::as_writable_bytes(std::span(&generation, 1)).begin());
     generations_[i] = generation;
   }
+  if (config_.read_by_load.has_value()) {
+    const std::uint64_t size = regions_.front().page_size.value;
+    const auto* const page = reinterpret_cast<const volatile std::byte*>(
+        regions_.front().mapping.value + *config_.read_by_load * size);
+    [[maybe_unused]] const std::byte first = *page;
+  }
   return base::Done{};
 }
 

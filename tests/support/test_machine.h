@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -56,6 +57,8 @@ class TestMachine final : public runtime::Machine {
     bool incoming = false;
     std::string model = "test";  ///< Compared as the shape.
     bool refuses_state = false;  ///< load() fails.
+    /// load() reads this page of memory, as KVM does for a clock or a steal-time page.
+    std::optional<std::uint64_t> read_by_load = std::nullopt;
     std::uint64_t first_pages = 2;
     int memory = -1;    ///< An empty file for the guest's memory; otherwise a memfd.
     bool huge = false;  ///< On huge pages: a whole number of 512 pages.

@@ -219,6 +219,21 @@ TEST_CASE("another process that answers proves nothing") {
   CHECK(source.times(Effect::kReadControl) == 1);  // Of the first epoch.
 }
 
+TEST_CASE("*complete* ends a recovery, whatever word before it was lost") {
+  Source source(after_pass());
+  source.to_serving();
+  source.lose();
+  source.pass_time();
+  source.finish(Task::kReadToTheEnd);
+  source.finish(Task::kDropEpoch);
+  REQUIRE(source.brain.state() == SourceState::kServingPaused);
+  source.finish(Task::kOpenControl);
+  REQUIRE(source.brain.state() == SourceState::kServingRecovering);
+  REQUIRE(source.feed({.kind = Input::kComplete}).ok());
+  source.finish(Task::kFinish);
+  CHECK(source.brain.state() == SourceState::kCompleted);
+}
+
 TEST_CASE("a verdict on an epoch that is over changes nothing") {
   Source source(after_pass());
   source.to_serving();
