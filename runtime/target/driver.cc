@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "runtime/link/handshake.h"
 #include "runtime/owner_log.h"
+#include "runtime/target/trace.h"
 #include "uffd/capabilities.h"
 
 namespace towline::runtime {
@@ -40,6 +41,7 @@ TargetDriver::TargetDriver(Machine& machine, const MigrationOptions& options,
       incarnation_(random_number()),
       clock_(base::system_clock()),
       brain_(options, layout_.pages()) {
+  trace_target_brain(options, layout_.pages());
 }
 
 base::Expected<std::unique_ptr<TargetDriver>> TargetDriver::listen(Machine& machine, const Uri& at,
@@ -82,11 +84,16 @@ Outcome TargetDriver::feed(TargetInput input) {
   {
     const base::Lock lock(mutex_);
     input.at = clock_.now();
+    trace(input);
     TRY(brain_.on(input));
     for (const TargetEffect& effect : brain_.take_effects()) {
+      trace(effect);
       perform(effect);
     }
     tasks = brain_.take_tasks();
+    for (const TargetTask& task : tasks) {
+      trace(task);
+    }
     changed_.notify_all();
   }
   for (const TargetTask& task : tasks) {

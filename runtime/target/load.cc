@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "runtime/link/handshake.h"
 #include "runtime/target/driver.h"
+#include "runtime/target/trace.h"
 
 namespace towline::runtime {
 namespace {
@@ -25,7 +26,11 @@ std::optional<TargetTask> TargetDriver::next_load_task() {
   const base::Lock lock(mutex_);
   changed_.wait(mutex_,
                 [this]() UNDER_LOCK { return brain_.has_load_task() || !brain_.may_load(); });
-  return brain_.take_load_task();
+  auto task = brain_.take_load_task();
+  if (task.has_value()) {
+    trace_load(*task);
+  }
+  return task;
 }
 
 Outcome TargetDriver::load(const TargetTask& task) {

@@ -11,25 +11,25 @@ REPLAY = pathlib.Path(os.environ['TOWLINE_BUILD']) / 'tests' / 'simulation' / 'r
 DEBUG = ('--log-level', 'debug')
 
 
-class TheSource(moves.MoveCase):
+class Traced(moves.MoveCase):
     AUTO_RECOVER = True
 
     def traced_pair(self, append=moves.BUSY):
         self.source = self.run_vm('source', append=moves.with_facts(append), extra=DEBUG)
         self.guest = moves.Guest(self.source)
-        self.target, address = self.listening('target')
+        self.target, address = self.listening('target', extra=DEBUG)
         self.relay = self.closing(moves.relay.Relay(address))
         self.uri = self.relay.uri
         self.guest.wait_for('guest.start')
 
-    def trace(self):
+    def trace(self, machine, end):
         """Its log, once the last line of the move is there."""
-        self.source.err.wait_for(lambda line: 'source.effect kind=show' in line and
-                                 any(f'status={end}' in line
-                                     for end in ('completed', 'cancelled', 'failed')),
-                                 'the end in the trace')
-        self.source.close()
-        return self.source.err.snapshot()
+        machine.err.wait_for(lambda line: f'{end}.effect kind=show' in line and
+                             any(f'status={status}' in line
+                                 for status in ('completed', 'cancelled', 'failed')),
+                             'the end in the trace')
+        machine.close()
+        return machine.err.snapshot()
 
     def replay(self, lines):
         done = subprocess.run([REPLAY], input='\n'.join(lines), capture_output=True, text=True)
@@ -50,13 +50,15 @@ class TheSource(moves.MoveCase):
         waiting.until(lambda: self.source.qmp.migration()['x-towline']['recoveries'], 'a recovery')
         self.source.qmp('migrate-set-parameters', max_postcopy_bandwidth=0)
         self.completed()
-        lines = self.trace()
-        self.same(lines)
-        # What the source was told of the guest makes the difference.
-        status, said = self.replay([line for line in lines
-                                    if 'source.input kind=running' not in line])
-        self.assertEqual(status, 1, said)
-        self.assertIn('it differs', said)
+        here, there = self.trace(self.source, 'source'), self.trace(self.target, 'target')
+        self.same(here)
+        self.same(there)
+        # What each was told of the guest makes the difference.
+        for lines, told in ((here, 'source.input kind=running'),
+                            (there, 'target.input kind=guest-entered')):
+            status, said = self.replay([line for line in lines if told not in line])
+            self.assertEqual(status, 1, said)
+            self.assertIn('it differs', said)
 
     def test_a_move_that_was_cancelled_is_decided_alike_when_it_is_replayed(self):
         self.traced_pair()
@@ -64,7 +66,9 @@ class TheSource(moves.MoveCase):
         waiting.until(lambda: self.source.qmp.status() == 'active', 'the pass')
         self.source.qmp('migrate_cancel')
         self.source.qmp.wait_status('cancelled')
-        self.same(self.trace())
+        self.target.qmp.wait_status('failed')
+        self.same(self.trace(self.source, 'source'))
+        self.same(self.trace(self.target, 'target'))
 
     def test_a_log_that_is_no_trace_is_refused(self):
         status, said = self.replay(['nothing of the kind'])
