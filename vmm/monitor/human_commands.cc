@@ -16,7 +16,8 @@
 #include "vmm/monitor/human_words.h"
 #include "vmm/monitor/qemu_parameters.h"
 
-namespace towline::monitor {
+// A namespace of its own: commands.cc has functions of the same names, for programs.
+namespace towline::monitor::human {
 namespace {
 
 using Answer = base::Expected<std::string>;
@@ -228,14 +229,21 @@ base::Expected<HumanAnswer> carry_out(CommandContext& context, std::string_view 
   return HumanAnswer{TRY(command->run(call)), waits};
 }
 
-}  // namespace
-
-HumanAnswer run_human_command(CommandContext& context, std::string_view line) {
+HumanAnswer answer_to(CommandContext& context, std::string_view line) {
   auto answer = carry_out(context, line);
   if (answer.ok()) {
     return std::move(answer).value();
   }
   return {fmt::format("Error: {}\r\n", base::to_string(answer.error())), false};
+}
+
+}  // namespace
+}  // namespace towline::monitor::human
+
+namespace towline::monitor {
+
+HumanAnswer run_human_command(CommandContext& context, std::string_view line) {
+  return human::answer_to(context, line);
 }
 
 }  // namespace towline::monitor
