@@ -22,7 +22,7 @@ namespace towline::tools {
 namespace {
 
 constexpr std::array kEndingSignals{std::pair{SIGINT, "SIGINT"}, std::pair{SIGTERM, "SIGTERM"},
-                                    std::pair{SIGHUP, "SIGHUP"}};
+                                    std::pair{SIGHUP, "SIGHUP"}, std::pair{SIGQUIT, "SIGQUIT"}};
 
 /// Everything of one `towline page-server`, in the order in which it must be made; gone in reverse.
 class PageServerProcess {

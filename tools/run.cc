@@ -126,7 +126,7 @@ struct SignalName {
 };
 
 constexpr std::array kEndingSignals{SignalName{SIGINT, "SIGINT"}, SignalName{SIGTERM, "SIGTERM"},
-                                    SignalName{SIGHUP, "SIGHUP"}};
+                                    SignalName{SIGHUP, "SIGHUP"}, SignalName{SIGQUIT, "SIGQUIT"}};
 
 /// Everything of one `towline run`, in the order in which it must be made; gone in reverse.
 class MachineProcess {

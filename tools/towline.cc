@@ -7,6 +7,7 @@
 #include "tools/client/migrate.h"
 #include "tools/client/query.h"
 #include "tools/page_server.h"
+#include "tools/process.h"
 #include "tools/run.h"
 
 namespace towline::tools {
@@ -39,7 +40,8 @@ int start(const PageServerArguments& arguments) {
 // NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   using namespace towline::tools;  // NOLINT(google-build-using-namespace): main() is theirs.
-  std::signal(SIGPIPE, SIG_IGN);   // Who reads what is said may leave; the move goes on.
+  prepare_process();
+  std::signal(SIGPIPE, SIG_IGN);  // Who reads what is said may leave; the move goes on.
   towline::base::install_terminate_handler();
   const auto arguments = parse_arguments({argv + 1, argv + argc});
   if (!arguments.ok()) {

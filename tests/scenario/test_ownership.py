@@ -1,4 +1,5 @@
 """Who may run the guest: one side in every phase, whatever is asked for and whoever dies."""
+import os
 import signal
 import unittest
 
@@ -264,7 +265,7 @@ class AfterTheOrder(moves.MoveCase):
         self.stopped_in_postcopy()
         machine = getattr(self, name)
         said = []
-        for word in ('SIGINT', 'SIGINT', 'SIGTERM', 'SIGTERM', 'SIGHUP', 'SIGINT'):
+        for word in ('SIGINT', 'SIGINT', 'SIGTERM', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGINT'):
             before = machine.err.count()
             machine.signal(getattr(signal, word))
             said.append(machine.err.wait_for(
@@ -273,6 +274,9 @@ class AfterTheOrder(moves.MoveCase):
         for line in said:
             self.assertIn(f'towline qmp {machine.qmp_path} quit x-force=true', line)
             self.assertNotIn('again', line)
+        for stray in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPWR, signal.SIGPROF,
+                      signal.SIGIO, signal.SIGXFSZ, signal.SIGRTMIN, signal.SIGRTMAX):
+            machine.signal(stray)
         self.assertEqual(machine.qmp.status(), 'postcopy-active')
         self.relay.release()
         self.finish()
@@ -286,6 +290,22 @@ class AfterTheOrder(moves.MoveCase):
     def test_sigterm_ends_a_machine_that_is_not_on_its_way(self):
         machine = self.run_vm('machine')
         machine.qmp.run_state()
+        machine.signal(signal.SIGTERM)
+        self.assertEqual(machine.wait(), 0)
+
+    def test_sigquit_ends_a_machine_that_is_not_on_its_way(self):
+        machine = self.run_vm('machine')
+        machine.qmp.run_state()
+        machine.signal(signal.SIGQUIT)
+        self.assertEqual(machine.wait(), 0)
+
+    def test_what_a_guest_writes_is_no_signal_where_the_standard_streams_are_closed(self):
+        # The next descriptors that the process opens would be its input and output otherwise.
+        closed = ('sh', '-c', 'exec "$@" <&- >&- 2>&-', 'sh')
+        machine = self.run_vm('machine', append=moves.with_facts(moves.BUSY), prefix=closed)
+        machine.qmp.wait_run_state('running')
+        for number in range(3):
+            self.assertEqual(os.readlink(f'/proc/{machine.pid}/fd/{number}'), '/dev/null')
         machine.signal(signal.SIGTERM)
         self.assertEqual(machine.wait(), 0)
 
