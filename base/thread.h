@@ -10,6 +10,9 @@ namespace towline::base {
 ///
 /// The body must return by itself once its owner has made it stop; nothing is cancelled. All
 /// signals except SIGUSR1 (the vCPU kick) are blocked in it.
+///
+/// Where no thread can be started just now (a limit on processes), the constructor says so in the
+/// log, waits and tries again.
 class NamedThread {
  public:
   NamedThread() = default;
