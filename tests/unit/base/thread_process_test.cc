@@ -7,6 +7,7 @@
 #include <csignal>
 #include <fstream>
 #include <iostream>
+#include <list>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -56,8 +57,19 @@ TEST_CASE("a thread that cannot be started is told of, waited for, and started o
     // No room for a stack, and some for a log line.
     limit_address_space(bytes_of_address_space() + (1U << 20U));
     limited = true;
-    NamedThread second("tl-second", [&] { ran = true; });
-    second.join();
+    // The first of them take the stacks that ended threads have left.
+    std::atomic<bool> ended{false};
+    std::list<NamedThread> more;
+    while (!was_told()) {
+      more.emplace_back("tl-second", [&] {
+        while (!ended) {
+          std::this_thread::yield();
+        }
+        ran = true;
+      });
+    }
+    ended = true;
+    more.clear();
     first.join();
     std::_Exit(ran ? 0 : 1);
   }
