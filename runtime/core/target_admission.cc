@@ -92,7 +92,7 @@ Outcome TargetProtocol::on_control_proven(const TargetInput& input) {
     hello_.features = hello.features;
     emit(TargetEffect::Kind::kFence).epoch = hello.epoch;
     emit(TargetEffect::Kind::kShutControl);
-    emit(TargetEffect::Kind::kShutLanes);
+    shut_lanes();
     give(TargetTask::Kind::kBeginEpoch).epoch = hello.epoch;
     return base::Done{};
   }

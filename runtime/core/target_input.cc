@@ -8,6 +8,8 @@ std::string_view to_string(TargetTask::Kind kind) {
   switch (kind) {
     case Kind::kTakeSource:     return "take-source";
     case Kind::kBeginEpoch:     return "begin-epoch";
+    case Kind::kAttachLane:     return "attach-lane";
+    case Kind::kReplaceLane:    return "replace-lane";
     case Kind::kAnswerPing:     return "answer-ping";
     case Kind::kKeepStale:      return "keep-stale";
     case Kind::kAwaitMarkers:   return "await-markers";
@@ -48,6 +50,8 @@ std::string_view to_string(TargetEffect::Kind kind) {
     case Kind::kUseLane:       return "use-lane";
     case Kind::kShutControl:   return "shut-control";
     case Kind::kShutLanes:     return "shut-lanes";
+    case Kind::kShutLane:      return "shut-lane";
+    case Kind::kLanesLost:     return "lanes-lost";
     case Kind::kEndUrgent:     return "end-urgent";
     case Kind::kOpenPostcopy:  return "open-postcopy";
     case Kind::kGiveUpMarkers: return "give-up-markers";
@@ -72,6 +76,7 @@ std::string_view to_string(TargetInput::Kind kind) {
   // clang-format off
   switch (kind) {
     case Kind::kControlProven:   return "control-proven";
+    case Kind::kLaneProven:      return "lane-proven";
     case Kind::kGreetingOverdue: return "greeting-overdue";
     case Kind::kDescribed:       return "described";
     case Kind::kMisdescribed:    return "misdescribed";
@@ -79,8 +84,7 @@ std::string_view to_string(TargetInput::Kind kind) {
     case Kind::kControlEnded:    return "control-ended";
     case Kind::kFenced:          return "fenced";
     case Kind::kNothingArrives:  return "nothing-arrives";
-    case Kind::kLaneBroken:      return "lane-broken";
-    case Kind::kLaneLost:        return "lane-lost";
+    case Kind::kLaneEnded:       return "lane-ended";
     case Kind::kLaneReplaced:    return "lane-replaced";
     case Kind::kNoRoom:          return "no-room";
     case Kind::kRoomFound:       return "room-found";

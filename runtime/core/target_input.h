@@ -28,6 +28,10 @@ struct TargetTask {
                   ///< a tl-control for the lane that has arrived.
     kBeginEpoch,  ///< Start a tl-control: it joins the one before it and every receiver, and then
                   ///< says kFenced with `epoch`.
+    kAttachLane,  ///< Start a receiver for `lane`, which has arrived. Unless all lanes were shut
+                  ///< meanwhile: then it ends. So does kReplaceLane.
+    kReplaceLane,  ///< End `lane`, and start a receiver for attempt `number` at it, which has
+                   ///< arrived: it joins the one before it, and then says kLaneReplaced.
     // tl-control, for a frame.
     kAnswerPing,      ///< Echo the frame's payload, with this end's clock.
     kKeepStale,       ///< Remember the pages that the frame names.
@@ -79,6 +83,8 @@ struct TargetEffect {
     kUseLane,        ///< The control lane that has arrived is this epoch's.
     kShutControl,    ///< Both directions of the control lane end.
     kShutLanes,      ///< Both directions of every data lane end.
+    kShutLane,       ///< Both directions of `lane` end, alone: the source sees it too.
+    kLanesLost,      ///< Nobody waits for a lane, or for a marker on one, any more.
     kEndUrgent,      ///< The urgent lane ends, alone: `text`.
     kOpenPostcopy,   ///< The final delta is applied: pages of the time after it are taken.
     kGiveUpMarkers,  ///< No marker is waited for any more: `text`.
@@ -113,7 +119,6 @@ struct TargetSigns {
   bool hears = true;                        ///< Something arrived just now.
   base::Duration control_unacknowledged{};  ///< Of the control lane alone.
   bool urgent_dead = false;                 ///< Nothing is acknowledged on the urgent lane.
-  base::Duration lane_waits{};              ///< A broken lane, for its replacement.
   std::string words{};                      ///< What the verdict was drawn from.
   std::string urgent_words{};
 };
@@ -123,9 +128,11 @@ struct TargetInput {
   enum class Kind : std::uint8_t {
     // tl-listen.
     kControlProven,    ///< A control lane has arrived: `hello`.
+    kLaneProven,       ///< Any other lane has arrived: `hello`.
     kGreetingOverdue,  ///< The time in which a source describes its guest is over.
     // tl-control.
-    kDescribed,       ///< What was described fits, and everything is ready for it.
+    kDescribed,       ///< What was described fits, and everything is ready for it. `number`: of
+                      ///< bulk lanes.
     kMisdescribed,    ///< It does not.
     kFrame,           ///< `frame` was read; `text`: its words, if they are any.
     kControlEnded,    ///< All that had arrived was read. `error`: why; `flag`: a frame was lost.
@@ -133,8 +140,7 @@ struct TargetInput {
     kNothingArrives,  ///< As kFenced, when the source was given up: `number` of pages, `text`:
                       ///< that many, in words, are missing for good.
     // A data lane's own thread.
-    kLaneBroken,    ///< `lane`, attempt `number`: `error`. Refused: it is as kLaneLost.
-    kLaneLost,      ///< And every other one with it: `error`.
+    kLaneEnded,     ///< `lane`, attempt `number`: `error`. Refused: another one is in its place.
     kLaneReplaced,  ///< `lane`, attempt `number`, has taken the place of one that has ended.
     kNoRoom,        ///< `error`. Refused: the lane cannot wait.
     kRoomFound,

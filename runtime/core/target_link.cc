@@ -1,4 +1,4 @@
-// The target's lanes and epochs: what an end means, and what silence means.
+// The target's link and its epochs: what an end means, and what silence means.
 #include <utility>
 
 #include <fmt/format.h>
@@ -25,6 +25,7 @@ Outcome TargetProtocol::on_control_ended(const TargetInput& input) {
   const bool of_a_lane = lane_error_.has_value() && lane_error_->kind != ErrorKind::kDisconnected;
   const base::Error cause = of_a_lane ? *lane_error_ : reason;
   const bool known = std::exchange(link_, Link::kLost) == Link::kLost;  // tl-watch was first.
+  lanes_end_ = true;
   round_.reset();
   if (state_ == TargetState::kFailed && reason.kind == ErrorKind::kDisconnected &&
       reason.errno_value == 0) {
@@ -80,6 +81,7 @@ Outcome TargetProtocol::on_fenced(std::uint64_t epoch) {
   }
   lanes_epoch_ = epoch;
   lane_error_.reset();
+  renew_lanes();
   emit(TargetEffect::Kind::kUseLane);
   if (state_ == TargetState::kCompleted) {
     give(TargetTask::Kind::kAnswerComplete);
@@ -92,73 +94,6 @@ Outcome TargetProtocol::on_fenced(std::uint64_t epoch) {
   TRY(step(TargetEvent::kReconnected));
   link_ = Link::kComparing;
   may_repeat_order_ = true;
-  return base::Done{};
-}
-
-// ---- data lanes ---------------------------------------------------------------------------------
-
-// Only while the guest runs here and the control lane is as good as ever. Before that a lost lane
-// is a lost link: a pass's marker speaks for its own lane, and a source that has not heard that the
-// guest runs owes nothing yet.
-bool TargetProtocol::replaces_lanes() const {
-  return state_ == TargetState::kRunning && link_ == Link::kTied && !held_ && !ending_ &&
-         (hello_.features & wire::kFeatureReplaceLane) != 0;
-}
-
-Outcome TargetProtocol::on_lane_broken(const TargetInput& input) {
-  const base::Error& error = *input.error;
-  const bool of_the_lane =
-      error.kind == ErrorKind::kDisconnected || error.kind == ErrorKind::kCorrupt;
-  if (!replaces_lanes() || !of_the_lane) {
-    return fail(ErrorKind::kRefused, "lane", "no lane can be replaced now");
-  }
-  if (!lane_error_.has_value()) {
-    lane_error_ = error;  // What there is to say if the link goes with it.
-  }
-  TargetTask& told = give(TargetTask::Kind::kTellLaneLost);
-  told.lane = input.lane;
-  told.number = input.number;
-  told.text = base::to_string(error);
-  return base::Done{};
-}
-
-// The source notices, closes, and tl-control reads its lane to the end.
-Outcome TargetProtocol::on_lane_lost(const base::Error& error) {
-  if (source_ != Source::kKnown || state_ == TargetState::kCompleted) {
-    return fail(ErrorKind::kRefused, "lane", "no lane is needed any more");
-  }
-  if (state_ == TargetState::kReceiving && never()) {
-    // Whoever tells the source ends the lanes afterwards; the words would be cut off before.
-    return fail(ErrorKind::kRefused, "lane", "the source is being told already");
-  }
-  if (error.kind == ErrorKind::kOverloaded && state_ == TargetState::kReceiving) {
-    // The guest runs at the source, and its user is to know why it stays there.
-    bury();
-    error_ = base::to_string(error);
-    give(TargetTask::Kind::kTellNever).text = error_;
-  }
-  if (!lane_error_.has_value()) {
-    lane_error_ = error;
-  }
-  give(TargetTask::Kind::kFinishSending).flag = error.kind == ErrorKind::kCorrupt;
-  return base::Done{};
-}
-
-Outcome TargetProtocol::on_lane_replaced(const TargetInput& input) {
-  if (source_ != Source::kKnown) {
-    return fail(ErrorKind::kRefused, "lane", "no source has described its guest");
-  }
-  ++lanes_replaced_;
-  lane_error_.reset();
-  TargetEffect& replaced = emit(TargetEffect::Kind::kLaneReplaced);
-  replaced.lane = input.lane;
-  replaced.number = input.number;
-  if (input.lane.role == wire::LaneRole::kUrgent) {
-    give(TargetTask::Kind::kAskAgain).flag = true;
-  } else {
-    // What was under way on the old lane is owed no more, and nobody else knows what it was.
-    give(TargetTask::Kind::kTellMissing).number = input.number;
-  }
   return base::Done{};
 }
 
@@ -177,7 +112,7 @@ Outcome TargetProtocol::on_signs(const TargetInput& input) {
     return fail(ErrorKind::kRefused, "signs", "of an epoch that is over");
   }
   const TargetSigns& signs = input.signs;
-  const bool in_vain = signs.lane_waits >= options_.handshake_timeout;
+  const bool in_vain = waits_in_vain();
   const bool control_lives =
       signs.hears && signs.control_unacknowledged < options_.patience && replaces_lanes();
   const bool alive = !in_vain && (signs.verdict == LinkVerdict::kAlive ||
@@ -187,8 +122,9 @@ Outcome TargetProtocol::on_signs(const TargetInput& input) {
     error_ = in_vain ? "a lane broke, and the source opens no other in its place" : signs.words;
     emit(TargetEffect::Kind::kLinkLost).text = error_;
     emit(TargetEffect::Kind::kShutControl);
-    emit(TargetEffect::Kind::kShutLanes);
-  } else if (signs.verdict == LinkVerdict::kDead && signs.urgent_dead) {
+    shut_lanes();
+  } else if (signs.verdict == LinkVerdict::kDead && signs.urgent_dead &&
+             !lanes_.front().broken_since.has_value()) {
     emit(TargetEffect::Kind::kEndUrgent).text = signs.urgent_words;
   }
   return base::Done{};

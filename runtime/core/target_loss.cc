@@ -59,7 +59,7 @@ Outcome TargetProtocol::on_pause() {
   held_ = true;
   error_ = "paused by the user";
   emit(TargetEffect::Kind::kShutControl);
-  emit(TargetEffect::Kind::kShutLanes);
+  shut_lanes();
   return base::Done{};
 }
 
@@ -91,7 +91,7 @@ Outcome TargetProtocol::on_ending() {
   }
   ending_ = true;
   emit(TargetEffect::Kind::kShutControl);
-  emit(TargetEffect::Kind::kShutLanes);
+  shut_lanes();
   return base::Done{};
 }
 
@@ -187,7 +187,8 @@ std::string TargetProtocol::dump() const {
       "state={} shown={} source={} epoch={} lanes_epoch={} features={} link={} tombstone={} "
       "stale={} round={} final={} possible={} read={} repeat={} entered={} told={} error='{}' "
       "overdue='{}' no_room='{}' lane_error='{}' started={} ended={} recoveries={} replaced={} "
-      "lingers={} held={} ending={} policy={} deadline={} giving_up={} alone={} tasks={}",
+      "lingers={} held={} ending={} policy={} deadline={} giving_up={} alone={} tasks={} "
+      "lanes={}",
       to_string(state_), to_string(shown_), static_cast<int>(source_), hello_.epoch, lanes_epoch_,
       hello_.features, static_cast<int>(link_), static_cast<int>(tombstone_), stale_pages_,
       round_.has_value() ? round_->round : 0, final_delta_, order_possible_, order_read_,
@@ -195,7 +196,7 @@ std::string TargetProtocol::dump() const {
       lane_error_.has_value() ? base::to_string(*lane_error_) : "", instant(started_),
       instant(ended_), recoveries_, lanes_replaced_, instant(lingers_until_), held_, ending_,
       to_string(source_loss_), source_loss_deadline_.count(), to_string(giving_up_),
-      instant(alone_since_), load_tasks_.size());
+      instant(alone_since_), load_tasks_.size(), dump_lanes());
 }
 
 }  // namespace towline::runtime

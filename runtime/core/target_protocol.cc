@@ -51,15 +51,15 @@ Outcome TargetProtocol::take(const TargetInput& input) {
   // clang-format off
   switch (input.kind) {
     case Kind::kControlProven:   return on_control_proven(input);
+    case Kind::kLaneProven:      return on_lane_proven(input.hello);
     case Kind::kGreetingOverdue: return on_greeting_overdue();
-    case Kind::kDescribed:       return on_described();
+    case Kind::kDescribed:       return on_described(input.number);
     case Kind::kMisdescribed:    return on_misdescribed();
     case Kind::kFrame:           return on_frame(input);
     case Kind::kControlEnded:    return on_control_ended(input);
     case Kind::kFenced:          return on_fenced(input.epoch);
     case Kind::kNothingArrives:  return on_nothing_arrives(input);
-    case Kind::kLaneBroken:      return on_lane_broken(input);
-    case Kind::kLaneLost:        return on_lane_lost(*input.error);
+    case Kind::kLaneEnded:       return on_lane_ended(input);
     case Kind::kLaneReplaced:    return on_lane_replaced(input);
     case Kind::kNoRoom:          return on_no_room(*input.error);
     case Kind::kRoomFound:       return on_room_found();
@@ -156,6 +156,7 @@ void TargetProtocol::act(const TargetRule& rule) {
       give(TargetTask::Kind::kAskAgain);
       break;
     case TargetAction::kShutOut:
+      lanes_end_ = true;
       emit(TargetEffect::Kind::kShutOut).policy = giving_up_;
       break;
     case TargetAction::kNeverWill:  // Done already: the tombstone.
@@ -189,12 +190,16 @@ void TargetProtocol::show() {
   }
 }
 
-Outcome TargetProtocol::on_described() {
+Outcome TargetProtocol::on_described(std::uint64_t bulk_lanes) {
   if (source_ != Source::kGreeted) {
     return fail(ErrorKind::kRefused, "description", "no source is to describe its guest");
   }
   TRY(step(TargetEvent::kDescriptionAccepted));
   source_ = Source::kKnown;
+  lanes_.push_back({.name = {wire::LaneRole::kUrgent, 0}});
+  for (std::uint64_t number = 0; number < bulk_lanes; ++number) {
+    lanes_.push_back({.name = {wire::LaneRole::kBulk, static_cast<std::uint8_t>(number)}});
+  }
   return base::Done{};
 }
 

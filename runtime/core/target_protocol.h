@@ -136,6 +136,14 @@ class TargetProtocol {
   /// What the lanes are to each other just now.
   enum class Link : std::uint8_t { kTied, kLost, kComparing };
 
+  /// A data lane of the epoch whose control lane is in use.
+  struct DataLane {
+    LaneName name{};
+    bool there = false;
+    std::uint32_t attempt = 0;                    // The latest that was let in.
+    std::optional<base::Instant> broken_since{};  // It waits for its replacement.
+  };
+
   base::Outcome take(const TargetInput& input);
   base::Outcome on_done(const TargetInput& input);
 
@@ -146,7 +154,7 @@ class TargetProtocol {
   void bury();
   void note_alone();
   void show();
-  base::Outcome on_described();
+  base::Outcome on_described(std::uint64_t bulk_lanes);
   base::Outcome on_loaded(const std::optional<base::Error>& error);
   void settle_link();
   base::Outcome on_guest_entered(std::uint64_t at_ns);
@@ -171,13 +179,21 @@ class TargetProtocol {
   base::Outcome on_greeting_overdue();
   base::Outcome on_misdescribed();
 
-  // Lanes and epochs (target_link.cc).
+  // Data lanes (target_lanes.cc).
+  base::Outcome on_lane_proven(const wire::Hello& hello);
+  base::Outcome on_lane_ended(const TargetInput& input);
+  base::Outcome on_lane_replaced(const TargetInput& input);
+  void lose_lanes(const base::Error& error);
+  void shut_lanes();
+  void renew_lanes();
+  [[nodiscard]] DataLane* lane_named(LaneName name);
+  [[nodiscard]] bool waits_in_vain() const;
+  [[nodiscard]] std::string dump_lanes() const;
+
+  // The link and its epochs (target_link.cc).
   base::Outcome on_control_ended(const TargetInput& input);
   bool lose();
   base::Outcome on_fenced(std::uint64_t epoch);
-  base::Outcome on_lane_broken(const TargetInput& input);
-  base::Outcome on_lane_lost(const base::Error& error);
-  base::Outcome on_lane_replaced(const TargetInput& input);
   base::Outcome on_signs(const TargetInput& input);
   base::Outcome on_marker_silent(const TargetInput& input);
   void note_overdue(std::string_view awaited, const std::string& what);
@@ -211,6 +227,8 @@ class TargetProtocol {
   wire::Hello hello_;              // Of the first epoch; epoch and features are the newest.
   std::uint64_t lanes_epoch_ = 0;  // Whose control lane is in use.
   Link link_ = Link::kTied;
+  std::vector<DataLane> lanes_;  // The urgent one first. Empty until they are described.
+  bool lanes_end_ = false;       // None of this epoch is let in any more.
   Tombstone tombstone_ = Tombstone::kNone;
 
   // Of the switch.

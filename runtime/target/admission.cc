@@ -8,8 +8,6 @@
 namespace towline::runtime {
 namespace {
 
-using base::ErrorKind;
-using base::fail;
 using base::LogLevel;
 using base::Outcome;
 using wire::FrameHeader;
@@ -40,15 +38,15 @@ Admission TargetDriver::admit(const wire::Hello& hello) {
 }
 
 void TargetDriver::deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello) {
+  arrived_ = std::move(lane);
   if (hello.role != wire::LaneRole::kControl) {
-    return deliver_lane(std::move(lane), hello);
+    return deliver_lane(hello);
   }
   bool comes_again = false;
   {
     const base::Lock lock(mutex_);
     comes_again = brain_.knows(hello);
   }
-  arrived_ = std::move(lane);
   const auto fed = feed({.kind = TargetInput::Kind::kControlProven, .hello = hello});
   if (!fed.ok() && !comes_again) {
     FrameHeader refusal;
@@ -75,20 +73,12 @@ void TargetDriver::take_source() {
   control_thread_ = base::NamedThread("tl-control", [this] { run_control(); });
 }
 
-void TargetDriver::deliver_lane(std::unique_ptr<Lane> lane, const wire::Hello& hello) {
-  Transfer* transfer = published_;
-  const auto attach = [&] {
-    if (transfer == nullptr) {
-      return Outcome(fail(ErrorKind::kRefused, "attach lane", "too late"));
-    }
-    return hello.attempt == 0
-               ? transfer->lanes.attach(std::move(lane), hello.lane, hello.epoch)
-               : transfer->lanes.replace(std::move(lane), hello.lane, hello.epoch, hello.attempt);
-  };
-  const auto attached = attach();
-  if (!attached.ok()) {
-    base::log(LogLevel::kInfo, "lane.refused reason={}", base::to_string(attached.error()));
+void TargetDriver::deliver_lane(const wire::Hello& hello) {
+  const auto fed = feed({.kind = TargetInput::Kind::kLaneProven, .hello = hello});
+  if (!fed.ok()) {
+    base::log(LogLevel::kInfo, "lane.refused reason={}", base::to_string(fed.error()));
   }
+  arrived_.reset();
 }
 
 }  // namespace towline::runtime

@@ -67,13 +67,8 @@ Outcome TargetDriver::receive_description() {
 }
 
 Outcome TargetDriver::accept(const Description& description) {
-  std::uint64_t epoch = 0;
-  {
-    const base::Lock lock(mutex_);
-    epoch = brain_.epoch();
-  }
   Receivers::Owner& owner = *this;
-  auto transfer = std::make_unique<Transfer>(layout_, description.bulk_lanes, epoch, owner);
+  auto transfer = std::make_unique<Transfer>(layout_, description.bulk_lanes, owner);
   transfer->memory = TRY(TargetMemory::prepare(machine_.regions(), layout_));
   transfer->sender = TRY(RequestSender::start(transfer->requests));
   const auto ask = [&sender = *transfer->sender] { sender.ask(); };
@@ -95,7 +90,7 @@ Outcome TargetDriver::accept(const Description& description) {
     secret_ = description.secret;
     published_ = transfer_.get();
   }
-  return feed({.kind = TargetInput::Kind::kDescribed});
+  return feed({.kind = TargetInput::Kind::kDescribed, .number = description.bulk_lanes});
 }
 
 Outcome TargetDriver::read_to_the_end() {

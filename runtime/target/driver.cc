@@ -114,6 +114,8 @@ void TargetDriver::perform(const TargetEffect& effect) {
     case Kind::kShutLanes:
       if (published_ != nullptr) { published_.load()->lanes.shutdown(); }
       return;
+    case Kind::kShutLane: return transfer_->lanes.shutdown(effect.lane);
+    case Kind::kLanesLost: return transfer_->lanes.lose();
     case Kind::kEndUrgent:
       return transfer_->lanes.end_urgent({ErrorKind::kDisconnected, 0, "watch", effect.text});
     case Kind::kOpenPostcopy: return transfer_->lanes.open_postcopy();
@@ -169,6 +171,13 @@ Outcome TargetDriver::carry_out(const TargetTask& task) {
   switch (task.kind) {
     case Kind::kTakeSource:     take_source(); break;
     case Kind::kBeginEpoch:     begin_epoch(task.epoch); break;
+    case Kind::kAttachLane:
+      published_.load()->lanes.attach(task.lane, std::move(arrived_));
+      break;
+    case Kind::kReplaceLane:
+      published_.load()->lanes.replace(task.lane, std::move(arrived_),
+                                       static_cast<std::uint32_t>(task.number));
+      break;
     case Kind::kAnswerPing:     return answer_ping();
     case Kind::kKeepStale:      return keep_stale();
     case Kind::kAwaitMarkers:

@@ -59,9 +59,8 @@ class TargetDriver final : public Incoming, private Receivers::Owner {
  private:
   /// All that exists from an accepted description on. Made once.
   struct Transfer {
-    Transfer(const MemoryLayout& layout, std::size_t bulk_lanes, std::uint64_t epoch,
-             Receivers::Owner& owner)
-        : map(layout.pages()), lanes(layout, map, bulk_lanes, epoch, owner) {}
+    Transfer(const MemoryLayout& layout, std::size_t bulk_lanes, Receivers::Owner& owner)
+        : map(layout.pages()), lanes(layout, map, bulk_lanes, owner) {}
 
     PageMap map;
     RequestTable requests{1U << 16U};  // Guess: far more than vCPUs and kernel workers can wait.
@@ -92,7 +91,7 @@ class TargetDriver final : public Incoming, private Receivers::Owner {
 
   // On tl-listen (admission.cc).
   Admission admit(const wire::Hello& hello);
-  void deliver_lane(std::unique_ptr<Lane> lane, const wire::Hello& hello);
+  void deliver_lane(const wire::Hello& hello);
   void deliver(std::unique_ptr<Lane> lane, const wire::Hello& hello);
   void take_source();
 
@@ -147,8 +146,7 @@ class TargetDriver final : public Incoming, private Receivers::Owner {
 
   // Of a data lane, on its thread (lanes.cc).
   void on_progress() override;
-  void on_lane_lost(const base::Error& reason) override;
-  bool on_lane_broken(LaneName lane, std::uint32_t attempt, const base::Error& reason) override;
+  void on_lane_ended(LaneName lane, std::uint32_t attempt, const base::Error& reason) override;
   void on_lane_replaced(LaneName lane, std::uint32_t attempt) override;
   [[nodiscard]] base::Outcome room() const override;
   base::Outcome wait_for_room(const base::Error& reason) override;
@@ -171,7 +169,7 @@ class TargetDriver final : public Incoming, private Receivers::Owner {
   std::shared_ptr<Lane> next_control_ GUARDED_BY(mutex_);  // Of the epoch that begins.
   std::vector<std::byte> secret_ GUARDED_BY(mutex_);       // The session's.
 
-  std::unique_ptr<Lane> arrived_;  // A control lane. Used by tl-listen alone.
+  std::unique_ptr<Lane> arrived_;  // Used by tl-listen alone.
   Reading reading_;                // Used by tl-control alone.
 
   // Set by tl-control before the threads that use it start.

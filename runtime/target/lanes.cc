@@ -18,16 +18,9 @@ void TargetDriver::on_progress() {
   }
 }
 
-void TargetDriver::on_lane_lost(const base::Error& reason) {
-  [[maybe_unused]] const auto fed = feed({.kind = TargetInput::Kind::kLaneLost, .error = reason});
-}
-
-bool TargetDriver::on_lane_broken(LaneName lane, std::uint32_t attempt, const base::Error& reason) {
-  return feed({.kind = TargetInput::Kind::kLaneBroken,
-               .error = reason,
-               .lane = lane,
-               .number = attempt})
-      .ok();
+void TargetDriver::on_lane_ended(LaneName lane, std::uint32_t attempt, const base::Error& reason) {
+  [[maybe_unused]] const auto fed = feed(
+      {.kind = TargetInput::Kind::kLaneEnded, .error = reason, .lane = lane, .number = attempt});
 }
 
 void TargetDriver::on_lane_replaced(LaneName lane, std::uint32_t attempt) {

@@ -63,20 +63,18 @@ void TargetDriver::give_up(SourceLoss how) {
 
 // On tl-listen, which alone changes control_thread_.
 void TargetDriver::shut_out() {
-  std::uint64_t epoch = 0;
   {
     const base::Lock lock(mutex_);
     if (brain_.ending()) {
       return;
     }
     shut_control();
-    epoch = brain_.epoch();
   }
   transfer_->lanes.shutdown();
   const auto before = std::make_shared<base::NamedThread>(std::move(control_thread_));
-  control_thread_ = base::NamedThread("tl-control", [this, before, epoch] {
+  control_thread_ = base::NamedThread("tl-control", [this, before] {
     before->join();
-    transfer_->lanes.renew(epoch + 1);  // An epoch of nobody.
+    transfer_->lanes.renew();
     transfer_->lanes.shutdown();
     const MissingMemory missing = missing_memory();
     [[maybe_unused]] const auto fed = feed({.kind = TargetInput::Kind::kNothingArrives,

@@ -19,6 +19,7 @@
 #include "runtime/core/page_map.h"
 #include "runtime/core/page_receiver.h"
 #include "runtime/link/lane.h"
+#include "runtime/target/missing_sweep.h"
 #include "runtime/target/request_sender.h"
 #include "runtime/wire/lane_name.h"
 
@@ -41,12 +42,9 @@ class Receivers {
     /// A page arrived; something may be complete now.
     virtual void on_progress() = 0;
 
-    /// A lane ended, or sent what cannot be right. Once per lane.
-    virtual void on_lane_lost(const base::Error& reason) = 0;
-
-    /// As on_lane_lost(), and first: true if the lane may be replaced while the others go on.
-    virtual bool on_lane_broken(LaneName lane, std::uint32_t attempt,
-                                const base::Error& reason) = 0;
+    /// A lane ended, or sent what cannot be right. Once for each receiver that was started, unless
+    /// another one is to take its place already.
+    virtual void on_lane_ended(LaneName lane, std::uint32_t attempt, const base::Error& reason) = 0;
 
     /// A lane took the place of one whose receiver has ended: every claim of that is settled, and
     /// no frame of it can be installed any more. From the new lane's thread, before it reads.
@@ -63,8 +61,7 @@ class Receivers {
     virtual void found_room() = 0;
   };
 
-  Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes,
-            std::uint64_t epoch, Owner& owner);
+  Receivers(const MemoryLayout& layout, const PageMap& map, std::size_t bulk_lanes, Owner& owner);
   Receivers(const Receivers&) = delete;
   Receivers& operator=(const Receivers&) = delete;
   ~Receivers();
@@ -73,31 +70,33 @@ class Receivers {
   void deliver_to(PageReceiver& receiver, RequestSender& sender) {
     receiver_ = &receiver;
     sender_ = &sender;
+    sweep_.ask_by(sender);
   }
 
-  /// Takes a proven lane of `epoch` over and starts its thread. Errors: kRefused: it is there
-  /// already, its number is out of range, or the epoch is not the present one.
-  base::Outcome attach(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch);
+  /// Takes the lane over and starts its thread. After shutdown() or lose() it ends instead.
+  /// `name`: one of those there are, and not there yet.
+  void attach(LaneName name, std::unique_ptr<Lane> lane);
 
   /// As attach(), in the place of a lane that is there: ends that one and waits, on the new lane's
-  /// thread, until its receiver has ended. Errors: kRefused: also if the attempt is not later than
-  /// every other one at this lane.
-  base::Outcome replace(std::unique_ptr<Lane> lane, std::uint8_t number, std::uint64_t epoch,
-                        std::uint32_t attempt);
+  /// thread, until its receiver has ended. `attempt`: later than every other one at this lane.
+  void replace(LaneName name, std::unique_ptr<Lane> lane, std::uint32_t attempt);
 
-  /// The lanes of `epoch` may come. Call after shutdown(), when no more lanes are attached: joins
-  /// the old lanes' threads, so that every claim of theirs has ended, and forgets the lanes.
-  void renew(std::uint64_t epoch);
+  /// The lanes of the next epoch may come. Call after shutdown(), when no more lanes are attached:
+  /// joins the old lanes' threads, so that every claim of theirs has ended, and forgets the lanes.
+  void renew();
 
   /// Waits until the urgent and every bulk lane is there. Errors: kDisconnected: they are not
   /// within `patience`, or the link was lost.
   base::Outcome wait_attached(std::chrono::milliseconds patience);
 
-  /// Ends the urgent lane alone, for `reason`.
+  /// Ends the urgent lane alone: its receiver says that it ended for `reason`.
   void end_urgent(const base::Error& reason);
 
-  /// How long a lane that broke has waited for its replacement; the one that waits longest.
-  [[nodiscard]] std::optional<base::Duration> broken_for(base::Instant now) const;
+  /// Ends the lane, whose receiver has ended, in both directions.
+  void shutdown(LaneName name);
+
+  /// Who waits for a lane or for a marker waits in vain.
+  void lose();
 
   /// The source takes requests on the urgent lane that is there now: all that were sent on another
   /// one, and those that are due, leave by it. Returns how many pages wait.
@@ -154,19 +153,30 @@ class Receivers {
   struct Slot {
     // Changed under mutex_; the lane's own thread needs no lock. Shared with who is just asking.
     std::shared_ptr<Lane> lane;
-    base::NamedThread thread;
-    LaneName name;                              // Constant.
-    std::uint32_t markers = 0;                  // Passes ended. Under mutex_.
-    bool pushed_all = false;                    // Under mutex_.
-    std::uint32_t attempt = 0;                  // The latest that came. Under mutex_.
-    std::optional<base::Instant> broken_since;  // Waits for a replacement. Under mutex_.
-    std::optional<base::Error> ended_for;       // Ended by us alone. Under mutex_.
-    std::uint64_t bytes_seen = 0;               // By overdue_marker(). Under mutex_.
-    base::Instant silent_since{};               // As far as that knows. Under mutex_.
+    LaneName name;                         // Constant.
+    std::uint32_t markers = 0;             // Passes ended. Under mutex_.
+    bool pushed_all = false;               // Under mutex_.
+    std::uint32_t attempt = 0;             // The latest that came. Under mutex_.
+    std::optional<base::Error> ended_for;  // Ended by us alone. Under mutex_.
+    std::uint64_t bytes_seen = 0;          // By overdue_marker(). Under mutex_.
+    base::Instant silent_since{};          // As far as that knows. Under mutex_.
+    base::NamedThread thread;              // Last: it uses the rest until it has ended.
   };
 
-  void renew(Slot& slot);
+  /// The lanes of one epoch. Its end is the fence: every receiver has ended behind it, with every
+  /// claim of theirs, and nothing that was true of its lanes is left for the next one.
+  struct Epoch {
+    explicit Epoch(std::size_t bulk_lanes);
 
+    bool lost = false;  // Nobody waits for one of its lanes any more.
+    bool asks = false;  // The source takes requests.
+    Slot urgent;
+    std::vector<Slot> bulk;
+  };
+
+  [[nodiscard]] bool all_lanes(const std::function<bool(const Slot&)>& is) const REQUIRES(mutex_);
+  void each_lane(const std::function<void(Lane&)>& with) const REQUIRES(mutex_);
+  [[nodiscard]] std::uint64_t bytes_of_lanes() const REQUIRES(mutex_);
   base::Error read_until_end(Slot& slot);
   base::Outcome on_bulk_frame(Slot& slot, const wire::FrameHeader& header);
   base::Outcome on_urgent_frame(Slot& slot, const wire::FrameHeader& header);
@@ -178,20 +188,13 @@ class Receivers {
   base::Outcome check_room(std::uint64_t bytes);
   base::Outcome take_in_pass(Slot& slot, const std::function<base::Outcome()>& take);
   base::Outcome wait_for_room(Slot& slot, const base::Error& reason);
-  void report_end(Slot& slot, std::uint32_t attempt, base::Error reason);
-  base::Expected<Slot*> slot_for(const Lane& lane, std::uint8_t number, std::uint64_t epoch)
-      REQUIRES(mutex_);
+  void report_end(const Slot& slot, std::uint32_t attempt, base::Error reason);
+  Slot& slot_of(LaneName name) REQUIRES(mutex_);
   void run(Slot& slot, std::uint32_t attempt);
   void run_in_place(Slot& slot, std::unique_ptr<Lane> lane, std::uint32_t attempt);
   base::NamedThread lane_thread(const Slot& slot, std::function<void()> body);
-  void sweep();
-  void begin_sweep() REQUIRES(sweep_mutex_);
-  void forget_sweep() REQUIRES(sweep_mutex_);
-  void sweep_more() REQUIRES(sweep_mutex_);
-  std::optional<base::PageRange> next_to_sweep(base::PageCount most) REQUIRES(sweep_mutex_);
 
   const MemoryLayout& layout_;
-  const PageMap& map_;
   Owner& owner_;
   PageReceiver* receiver_ = nullptr;
   RequestSender* sender_ = nullptr;
@@ -202,20 +205,12 @@ class Receivers {
 
   mutable base::Mutex mutex_;
   base::Condition changed_;
-  bool lost_ GUARDED_BY(mutex_) = false;
-  bool asks_ GUARDED_BY(mutex_) = false;               // The source takes requests in this epoch.
+  std::unique_ptr<Epoch> epoch_ GUARDED_BY(mutex_);    // Never null.
   std::uint32_t awaited_pass_ GUARDED_BY(mutex_) = 0;  // 0: no marker is waited for.
   std::string given_up_ GUARDED_BY(mutex_);            // Why no marker is waited for any more.
   base::Instant markers_looked_ GUARDED_BY(mutex_){};
-  std::uint64_t epoch_ GUARDED_BY(mutex_);
   std::uint64_t bytes_of_past_lanes_ GUARDED_BY(mutex_) = 0;
-  Slot urgent_;
-  std::vector<Slot> bulk_;
-
-  base::Mutex sweep_mutex_;
-  base::PageIndex sweep_at_ GUARDED_BY(sweep_mutex_);
-  bool sweep_found_ GUARDED_BY(sweep_mutex_) = false;  // Something, since it began at page 0.
-  std::uint64_t sweep_outstanding_ GUARDED_BY(sweep_mutex_) = 0;
+  MissingSweep sweep_;
 };
 
 }  // namespace towline::runtime

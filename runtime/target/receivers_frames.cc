@@ -125,15 +125,15 @@ Outcome Receivers::on_marker(Slot& slot, const FrameHeader& header) {
     const base::Lock lock(mutex_);
     if (header.round == wire::kPostcopyRound) {
       slot.pushed_all = true;
-      all_pushed =
-          std::all_of(bulk_.begin(), bulk_.end(), [](const Slot& one) { return one.pushed_all; });
+      all_pushed = std::all_of(epoch_->bulk.begin(), epoch_->bulk.end(),
+                               [](const Slot& one) { return one.pushed_all; });
     } else {
       slot.markers = header.round;
       changed_.notify_all();
     }
   }
   if (all_pushed) {
-    sweep();
+    sweep_.begin();
   }
   return base::Done{};
 }
@@ -155,9 +155,7 @@ Outcome Receivers::on_urgent_frame(Slot& slot, const FrameHeader& header) {
         corrupt_frame(fmt::format("{} on the urgent lane", wire::to_string(header.type)))};
   }
   if ((header.flags & wire::kFlagSweep) != 0) {
-    const base::Lock lock(sweep_mutex_);
-    sweep_outstanding_ -= sweep_outstanding_ > 0 ? 1 : 0;
-    sweep_more();
+    sweep_.on_answer();
   }
   return base::Done{};
 }

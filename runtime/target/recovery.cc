@@ -31,7 +31,7 @@ void TargetDriver::begin_epoch(std::uint64_t epoch) {
 void TargetDriver::run_recovery(const std::shared_ptr<Lane>& lane, std::uint64_t epoch) {
   // Every receiver of the old epoch has ended after this: claims are settled, and no frame of it
   // can be installed any more.
-  transfer_->lanes.renew(epoch);
+  transfer_->lanes.renew();
   {
     const base::Lock lock(mutex_);
     next_control_ = lane;

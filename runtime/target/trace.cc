@@ -25,11 +25,11 @@ int frame_of(const TargetTask& task) {
 }
 
 void trace_signs(const TargetSigns& signs) {
-  base::log(LogLevel::kDebug,
-            "target.signs verdict={} hears={} control_ns={} urgent_dead={} lane_ns={} words={} "
-            "urgent_words={}",
-            static_cast<int>(signs.verdict), signs.hears, signs.control_unacknowledged.count(),
-            signs.urgent_dead, signs.lane_waits.count(), signs.words, signs.urgent_words);
+  base::log(
+      LogLevel::kDebug,
+      "target.signs verdict={} hears={} control_ns={} urgent_dead={} words={} urgent_words={}",
+      static_cast<int>(signs.verdict), signs.hears, signs.control_unacknowledged.count(),
+      signs.urgent_dead, signs.words, signs.urgent_words);
 }
 
 }  // namespace
@@ -53,10 +53,12 @@ void trace(const TargetInput& input) {
   }
   const base::Error error = input.error.value_or(base::Error{});
   base::log(LogLevel::kDebug,
-            "target.input kind={} at_ns={} id={} hello_epoch={} features={} frame={} count={} "
+            "target.input kind={} at_ns={} id={} hello_epoch={} hello_role={} hello_lane={} "
+            "hello_attempt={} features={} frame={} count={} "
             "round={} flags={} task={} task_frame={} failed={} error={} errno={} step={} detail={} "
             "lane={:#x} epoch={} number={} silent_ns={} policy={} deadline_s={} flag={} text={}",
             to_string(input.kind), base::to_ns(input.at), hex_of(input.hello.id), input.hello.epoch,
+            static_cast<int>(input.hello.role), input.hello.lane, input.hello.attempt,
             input.hello.features, static_cast<int>(input.frame.type), input.frame.count,
             input.frame.round, input.frame.flags,
             input.task.has_value() ? to_string(input.task->kind) : "none",

@@ -66,7 +66,6 @@ void TargetDriver::judge(LinkWatch& link, LaneWatch& urgent, Lane& control, std:
   signs.urgent_dead = urgent.look(now, of_urgent);
   signs.hears = link.hears();
   signs.control_unacknowledged = of_control.value_or(base::Duration{});
-  signs.lane_waits = lanes.broken_for(now).value_or(base::Duration{});
   signs.words =
       link.explain(signs.verdict, signs.verdict == LinkVerdict::kDead ? device_trouble(control.fd())
                                                                       : std::string());

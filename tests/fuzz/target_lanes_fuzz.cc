@@ -81,14 +81,10 @@ class Owner final : public runtime::Receivers::Owner {
  public:
   void on_progress() override {}
 
-  void on_lane_lost(const base::Error& reason) override {
+  void on_lane_ended(runtime::LaneName /*lane*/, std::uint32_t /*attempt*/,
+                     const base::Error& reason) override {
     ENSURE(!base::to_string(reason).empty(), "says why");
     ended.set_value();
-  }
-
-  bool on_lane_broken(runtime::LaneName /*lane*/, std::uint32_t /*attempt*/,
-                      const base::Error& /*reason*/) override {
-    return false;
   }
 
   void on_lane_replaced(runtime::LaneName /*lane*/, std::uint32_t /*attempt*/) override {}
@@ -136,7 +132,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     (void)receiver.on_fault(base::PageIndex{waited});
   }
   Owner owner;
-  runtime::Receivers lanes(layout, map, 1, 1, owner);
+  runtime::Receivers lanes(layout, map, 1, owner);
   auto sender = runtime::RequestSender::start(requests);
   ENSURE(sender.ok(), "there are descriptors");
   lanes.deliver_to(receiver, *sender.value());
@@ -150,12 +146,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
          "it takes the whole stream");
   ENSURE(::shutdown(peer.get(), SHUT_WR) == 0, "and its end");
   const auto role = urgent ? wire::LaneRole::kUrgent : wire::LaneRole::kBulk;
-  ENSURE(lanes
-             .attach(std::make_unique<runtime::Lane>(base::OwnedFd(ends[1]), role,
-                                                     wire::Direction::kToTarget),
-                     0, 1)
-             .ok(),
-         "the first lane is taken");
+  lanes.attach({role, 0}, std::make_unique<runtime::Lane>(base::OwnedFd(ends[1]), role,
+                                                          wire::Direction::kToTarget));
   owner.ended.get_future().wait();
   lanes.shutdown();
   lanes.join();

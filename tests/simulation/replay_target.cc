@@ -36,7 +36,6 @@ TargetSigns signs_of(const Fields& told) {
   signs.hears = told.at("hears") == "true";
   signs.control_unacknowledged = duration(told.at("control_ns"));
   signs.urgent_dead = told.at("urgent_dead") == "true";
-  signs.lane_waits = duration(told.at("lane_ns"));
   signs.words = told.at("words");
   signs.urgent_words = told.at("urgent_words");
   return signs;
@@ -50,6 +49,9 @@ TargetInput input_of(const Fields& told) {
     input.hello.id[i] = static_cast<std::byte>(number<int>("0x" + id.substr(2 * i, 2)));
   }
   input.hello.epoch = number(told.at("hello_epoch"));
+  input.hello.role = static_cast<runtime::wire::LaneRole>(number<int>(told.at("hello_role")));
+  input.hello.lane = number<std::uint8_t>(told.at("hello_lane"));
+  input.hello.attempt = number<std::uint32_t>(told.at("hello_attempt"));
   input.hello.features = number(told.at("features"));
   input.frame.type = static_cast<runtime::wire::FrameType>(number<int>(told.at("frame")));
   input.frame.count = number(told.at("count"));

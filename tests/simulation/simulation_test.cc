@@ -444,7 +444,7 @@ TEST_CASE("planted: a replaced lane whose receiver goes on is found") {
 
 TEST_CASE("planted: a missing set that is told before a lane's receiver has ended is found") {
   // Rare: once in some thousands of runs.
-  CHECK(is_among(found(Plant::kLaneMissingEarly, Trouble::kLanes, 24'000),
+  CHECK(is_among(found(Plant::kLaneMissingEarly, Trouble::kLanes, 50'000),
                  {"a missing page was not told behind the fence of a lane"}));
 }
 

@@ -102,6 +102,8 @@ void TargetEnd::perform(const TargetEffect& effect) {
     case Kind::kShutLanes:
       if (!world_.planted(Plant::kOldFrameInstalled)) { shut_data(*now_); }
       return;
+    case Kind::kShutLane: return refuse(*now_->place_of(effect.lane));
+    case Kind::kLanesLost: now_->lost = true; return;
     case Kind::kEndUrgent:
       now_->urgent->to_source.close();
       return now_->urgent->to_target.shut(world_.random);
@@ -126,6 +128,12 @@ Outcome TargetEnd::carry_out(const TargetTask& task) {
   // clang-format off
   switch (task.kind) {
     case Kind::kBeginEpoch: begin_epoch(task.epoch); break;
+    case Kind::kAttachLane:
+      if (arrived_ != nullptr) { attach(task.lane, *arrived_); }  // Otherwise it is tied already.
+      break;
+    case Kind::kReplaceLane:
+      replace(task.lane, *arrived_, static_cast<std::uint32_t>(task.number));
+      break;
     case Kind::kKeepStale: return keep_stale();
     case Kind::kApplyStale: return apply_stale();
     case Kind::kSayApplied:

@@ -189,8 +189,10 @@ void TargetEnd::check_refusal(const Frame& frame, const base::Outcome& outcome) 
 /// False: it does not fit.
 bool TargetEnd::on_describe(Receivers& lanes) {
   const bool refuses = world_.setup.trouble == Trouble::kRefusal;
-  (void)feed({.kind = refuses ? Input::Kind::kMisdescribed : Input::Kind::kDescribed});
+  (void)feed({.kind = refuses ? Input::Kind::kMisdescribed : Input::Kind::kDescribed,
+              .number = lanes.bulk.size()});
   if (!refuses) {
+    prove_lanes(lanes);
     tell(FrameType::kAccept);
     return true;
   }
@@ -199,6 +201,19 @@ bool TargetEnd::on_describe(Receivers& lanes) {
   shut(lanes);
   lanes.control_ended = true;
   return false;
+}
+
+/// Those of the first epoch are tied already.
+void TargetEnd::prove_lanes(const Receivers& lanes) {
+  runtime::wire::Hello hello;
+  hello.id = identity_.id;
+  hello.epoch = lanes.epoch;
+  hello.role = runtime::wire::LaneRole::kUrgent;
+  (void)feed({.kind = Input::Kind::kLaneProven, .hello = hello});
+  hello.role = runtime::wire::LaneRole::kBulk;
+  for (; hello.lane < lanes.bulk.size(); ++hello.lane) {
+    (void)feed({.kind = Input::Kind::kLaneProven, .hello = hello});
+  }
 }
 
 void TargetEnd::end_of_control(Receivers& lanes, const base::Error& reason) {
@@ -227,8 +242,9 @@ void TargetEnd::check_delta() {
 void TargetEnd::leave() {
   if (state() == TargetState::kReceiving) {
     world_.link_harmed = true;
-    (void)feed({.kind = Input::Kind::kLaneLost,
-                .error = base::Error{base::ErrorKind::kOverloaded, 0, "receive", "no room"}});
+    (void)feed({.kind = Input::Kind::kLaneEnded,
+                .error = base::Error{base::ErrorKind::kOverloaded, 0, "receive", "no room"},
+                .lane = {runtime::wire::LaneRole::kBulk, 0}});
   }
 }
 

@@ -117,6 +117,7 @@ class TargetEnd {
   Task control_again(Receivers& lanes, Receivers& before);
   Task read_control(Receivers& lanes);
   bool on_describe(Receivers& lanes);
+  void prove_lanes(const Receivers& lanes);
   void check_refusal(const Frame& frame, const base::Outcome& outcome);
   void end_of_control(Receivers& lanes, const base::Error& reason);
   void check_delta();
@@ -138,11 +139,12 @@ class TargetEnd {
   bool on_marker(Receivers& lanes, Receivers::Bulk& lane, const Frame& frame);
   bool on_urgent_frame(Receivers& lanes, std::uint32_t attempt, const Frame& frame);
   bool settled(const base::Outcome& outcome);
-  void lane_lost(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt, bool corrupt);
+  void lane_ended(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt, bool corrupt);
   void keep_a_claim();
   void check_epoch(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
   static void finish_sending(Receivers& lanes);
-  void replace(Connection& connection, const runtime::wire::Hello& hello);
+  void attach(runtime::LaneName name, Connection& lane);
+  void replace(runtime::LaneName name, Connection& lane, std::uint32_t attempt);
   void replaced(Receivers& lanes, runtime::LaneName name, std::uint32_t attempt);
   void sweep_more(Receivers& lanes);
   void progress();
@@ -150,7 +152,7 @@ class TargetEnd {
   // Recovery (target_recovery.cc).
   [[nodiscard]] bool admits(const runtime::wire::Hello& hello) const;
   void deliver(Connection& connection, const runtime::wire::Hello& hello);
-  void attach(Connection& connection, const runtime::wire::Hello& hello);
+  void deliver_lane(Connection& connection, const runtime::wire::Hello& hello);
   void begin_epoch(std::uint64_t epoch);
   void use_lanes(Receivers& lanes);
   void tell_missing(std::uint32_t attempt);
@@ -186,7 +188,8 @@ class TargetEnd {
   std::deque<Receivers> epochs_;
   Receivers* now_ = nullptr;       // The epoch whose lanes are used.
   Receivers* next_ = nullptr;      // The one that begins.
-  Connection* arrived_ = nullptr;  // A control lane, on tl-listen.
+  Connection* arrived_ = nullptr;  // On tl-listen.
+  bool delivering_ = false;        // tl-listen is busy with that.
   std::uint64_t newest_ = 1;
   std::map<std::uint64_t, std::uint32_t> attached_;  // Attempts in use, by lane_code().
   std::set<std::uint64_t> asked_;                    // Pages, in this epoch. For checks.

@@ -38,8 +38,8 @@ Task TargetEnd::bulk(Receivers& lanes, std::size_t number, Connection& lane,
       if (!taken.ok()) {
         keep_a_claim();
       }
-      co_return lane_lost(lanes, name, attempt,
-                          !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
+      co_return lane_ended(lanes, name, attempt,
+                           !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
     }
     const Frame& frame = *taken.value();
     if (world_.planted(Plant::kClaimKept) && frame.header.type == FrameType::kPages &&
@@ -48,12 +48,12 @@ Task TargetEnd::bulk(Receivers& lanes, std::size_t number, Connection& lane,
       continue;
     }
     if (!on_bulk_frame(lanes, name.number, attempt, frame)) {
-      co_return lane_lost(lanes, name, attempt, true);
+      co_return lane_ended(lanes, name, attempt, true);
     }
     if (lanes.bulk[number].no_room) {
       co_await wait_for_room(lanes, name, attempt, frame);
       if (lanes.lost || !brain_.takes_a_pass()) {
-        co_return lane_lost(lanes, name, attempt, false);
+        co_return lane_ended(lanes, name, attempt, false);
       }
     }
     progress();
@@ -181,11 +181,11 @@ Task TargetEnd::urgent(Receivers& lanes, Connection& lane, std::uint32_t attempt
     co_await until([&pipe] { return pipe.readable(); });
     auto taken = pipe.take(!world_.planted(Plant::kSumNotChecked));
     if (!taken.ok() || !taken.value().has_value()) {
-      co_return lane_lost(lanes, name, attempt,
-                          !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
+      co_return lane_ended(lanes, name, attempt,
+                           !taken.ok() && taken.error().kind == base::ErrorKind::kCorrupt);
     }
     if (!on_urgent_frame(lanes, attempt, *taken.value())) {
-      co_return lane_lost(lanes, name, attempt, true);
+      co_return lane_ended(lanes, name, attempt, true);
     }
     progress();
   }
@@ -228,26 +228,14 @@ void TargetEnd::ask_again(PageRange range) {
 
 // ---- the end of a lane --------------------------------------------------------------------------
 
-/// A lane that may be replaced leaves the others alone.
-void TargetEnd::lane_lost(Receivers& lanes, LaneName name, std::uint32_t attempt, bool corrupt) {
+void TargetEnd::lane_ended(Receivers& lanes, LaneName name, std::uint32_t attempt, bool corrupt) {
   --lanes.fate(name).readers;
-  if (lanes.fate(name).attempt != attempt && !lanes.lost) {
-    return;  // Another one waits for this thread.
-  }
   if (&lanes != now_) {
     return;  // Only where a mistake is planted.
   }
   const base::Error reason{corrupt ? base::ErrorKind::kCorrupt : base::ErrorKind::kDisconnected, 0,
                            "receive", "it ended"};
-  Connection& lane = *lanes.place_of(name);
-  if (!lanes.lost &&
-      feed({.kind = Input::Kind::kLaneBroken, .error = reason, .lane = name, .number = attempt})
-          .ok()) {
-    lane.to_source.close();
-    return lane.to_target.shut(world_.random);
-  }
-  lanes.lost = true;
-  (void)feed({.kind = Input::Kind::kLaneLost, .error = reason});
+  (void)feed({.kind = Input::Kind::kLaneEnded, .error = reason, .lane = name, .number = attempt});
 }
 
 void TargetEnd::finish_sending(Receivers& lanes) {

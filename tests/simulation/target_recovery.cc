@@ -9,6 +9,7 @@ namespace towline::simulation {
 
 using base::PageCount;
 using base::PageIndex;
+using runtime::LaneName;
 using runtime::PageState;
 using runtime::Prover;
 using runtime::TargetState;
@@ -59,8 +60,10 @@ Task TargetEnd::greet(Connection& connection) {
     co_return pipe.shut(world_.random);
   }
   connection.to_source.send({.type = FrameType::kLaneReady});
-  co_await simulation::step();
+  co_await until([this] { return !delivering_; });
+  delivering_ = true;
   deliver(connection, hello.value());
+  delivering_ = false;
 }
 
 bool TargetEnd::admits(const Hello& hello) const {
@@ -71,10 +74,10 @@ bool TargetEnd::admits(const Hello& hello) const {
 }
 
 void TargetEnd::deliver(Connection& connection, const Hello& hello) {
-  if (hello.role != LaneRole::kControl) {
-    return attach(connection, hello);
-  }
   arrived_ = &connection;
+  if (hello.role != LaneRole::kControl) {
+    return deliver_lane(connection, hello);
+  }
   if (feed({.kind = Input::Kind::kControlProven, .hello = hello}).ok()) {
     return;
   }
@@ -94,28 +97,27 @@ void TargetEnd::refuse(Connection& connection) {
   connection.to_target.shut(world_.random);
 }
 
-void TargetEnd::attach(Connection& connection, const Hello& hello) {
-  if (hello.attempt != 0) {
-    return replace(connection, hello);
-  }
-  Connection*& place = hello.role == LaneRole::kUrgent
-                           ? now_->urgent
-                           : now_->bulk[hello.lane % now_->bulk.size()].lane;
-  const bool due = hello.epoch == now_->epoch && hello.epoch == brain_.epoch() && !now_->lost;
-  if (hello.epoch != now_->epoch) {
+void TargetEnd::deliver_lane(Connection& connection, const Hello& hello) {
+  Receivers& lanes = *now_;
+  const LaneName name{hello.role, hello.lane};
+  const bool of_the_epoch = hello.epoch == lanes.epoch;
+  if (!of_the_epoch) {
     world_.saw("a lane that was overtaken");
   }
-  if ((!due || place != nullptr) && !world_.planted(Plant::kOldLaneAccepted)) {
-    connection.to_source.close();
-    return connection.to_target.shut(world_.random);
+  const bool overtaken = hello.attempt != 0 && of_the_epoch && !lanes.lost &&
+                         hello.attempt <= lanes.fate(name).attempt;
+  if (overtaken) {
+    world_.saw("an attempt that was overtaken");
   }
-  place = &connection;
-  ++now_->fate({hello.role, hello.lane}).readers;
-  if (hello.role == LaneRole::kUrgent) {
-    start_thread(*now_, "urgent", urgent(*now_, connection, 0));
+  if (feed({.kind = Input::Kind::kLaneProven, .hello = hello}).ok()) {
+    return;
+  }
+  if (hello.attempt == 0 && world_.planted(Plant::kOldLaneAccepted)) {
+    attach(name, connection);
+  } else if (overtaken && world_.planted(Plant::kOldAttemptAccepted)) {
+    replace(name, connection, hello.attempt);
   } else {
-    start_thread(*now_, "bulk " + std::to_string(hello.lane),
-                 bulk(*now_, hello.lane, connection, 0));
+    refuse(connection);
   }
 }
 

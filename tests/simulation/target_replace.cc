@@ -6,33 +6,38 @@
 namespace towline::simulation {
 
 using runtime::LaneName;
-using runtime::wire::Hello;
 using runtime::wire::LaneRole;
 
-/// What was true at the greeting may not be true any more.
-void TargetEnd::replace(Connection& connection, const Hello& hello) {
+/// All of them may have been shut since the brain let it in.
+void TargetEnd::attach(LaneName name, Connection& lane) {
   Receivers& lanes = *now_;
-  const LaneName name{hello.role, hello.lane};
-  const bool due = hello.epoch == lanes.epoch && hello.epoch == newest_ && !lanes.lost &&
-                   lanes.place_of(name) != nullptr;
-  const bool later = due && hello.attempt > lanes.fate(name).attempt;
-  if (due && !later) {
-    world_.saw("an attempt that was overtaken");
+  if (lanes.lost && !world_.planted(Plant::kOldLaneAccepted)) {
+    world_.saw("a lane that came when all were shut");
+    return refuse(lane);
   }
-  if (!due || (!later && !world_.planted(Plant::kOldAttemptAccepted))) {
-    connection.to_source.close();
-    return connection.to_target.shut(world_.random);
+  lanes.place_of(name) = &lane;
+  ++lanes.fate(name).readers;
+  if (name.role == LaneRole::kUrgent) {
+    start_thread(lanes, "urgent", urgent(lanes, lane, 0));
+  } else {
+    start_thread(lanes, runtime::to_string(name), bulk(lanes, name.number, lane, 0));
   }
-  lanes.fate(name).attempt = hello.attempt;
+}
+
+void TargetEnd::replace(LaneName name, Connection& lane, std::uint32_t attempt) {
+  Receivers& lanes = *now_;
+  if (lanes.lost) {
+    return refuse(lane);
+  }
+  lanes.fate(name).attempt = attempt;
   if (world_.planted(Plant::kLaneMissingEarly) && name.role == LaneRole::kBulk) {
-    tell_missing(hello.attempt);
+    tell_missing(attempt);
   }
   if (!world_.planted(Plant::kLaneNotJoined)) {
-    lanes.place_of(name)->to_source.close();
-    lanes.place_of(name)->to_target.shut(world_.random);
+    refuse(*lanes.place_of(name));
   }
   start_thread(lanes, runtime::to_string(name) + " again",
-               run_in_place(lanes, name, connection, hello.attempt));
+               run_in_place(lanes, name, lane, attempt));
 }
 
 /// The fence of one lane: its receiver has ended, and what it held is settled.
@@ -42,8 +47,7 @@ Task TargetEnd::run_in_place(Receivers& lanes, LaneName name, Connection& lane,
   co_await until(
       [&lanes, name, joins] { return lanes.lost || lanes.fate(name).readers == 0 || !joins; });
   if (lanes.lost || lanes.fate(name).attempt != attempt) {
-    lane.to_source.close();
-    lane.to_target.shut(world_.random);
+    refuse(lane);
     co_return;
   }
   lanes.place_of(name) = &lane;

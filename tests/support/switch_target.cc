@@ -14,6 +14,8 @@ using wire::FrameType;
 using Job = TargetTask::Kind;
 using Input = TargetInput::Kind;
 
+constexpr LaneName kBulkLane{wire::LaneRole::kBulk, 0};
+
 Error broken(ErrorKind kind) {
   return {kind, 0, "lane", "it broke"};
 }
@@ -54,6 +56,8 @@ void Steps::perform(World& world, const TargetEffect& effect) {
     case TargetEffect::Kind::kUseLane:
     case TargetEffect::Kind::kShutControl:
     case TargetEffect::Kind::kShutLanes:
+    case TargetEffect::Kind::kShutLane:
+    case TargetEffect::Kind::kLanesLost:
     case TargetEffect::Kind::kEndUrgent:
     case TargetEffect::Kind::kOpenPostcopy:
     case TargetEffect::Kind::kGiveUpMarkers:
@@ -123,6 +127,8 @@ bool Steps::carry_out(World& world, const TargetTask& task) {
     case Job::kTakeSource:
       world.target_reads = true;
       return true;
+    case Job::kAttachLane:
+    case Job::kReplaceLane:
     case Job::kAnswerPing:
     case Job::kKeepStale:
     case Job::kStorePages:
@@ -146,6 +152,15 @@ void Steps::tell_missing(World& world, const TargetTask& task) {
     send_back(world, {FrameType::kRunning});
   }
   send_back(world, {FrameType::kMissingEnd, 0, static_cast<std::uint32_t>(task.number)});
+}
+
+/// The one data lane whose end matters here: a pass may have no room.
+void Steps::attach_lane(World& world) {
+  wire::Hello hello;
+  hello.id.fill(std::byte{7});
+  hello.role = kBulkLane.role;
+  hello.epoch = world.target.epoch();
+  tell(world, TargetInput{.kind = Input::kLaneProven, .hello = hello});
 }
 
 void Steps::end_reading(World& world, ErrorKind kind) {
@@ -196,7 +211,8 @@ void Steps::target_reads(const World& world, const Found& found) {
       refused.cut_back = true;
       found(std::move(refused));
     }
-    tell(next, TargetInput{.kind = Input::kDescribed});
+    tell(next, TargetInput{.kind = Input::kDescribed, .number = 1});
+    attach_lane(next);
     send_back(next, {FrameType::kAccept});
     return found(std::move(next));
   }
@@ -259,7 +275,9 @@ void Steps::target_machine(const World& world, const Found& found) {
   if (world.target.state() == TargetState::kReceiving && !world.room_lost && limits_.refusals) {
     World next = world;
     next.room_lost = true;
-    tell(next, TargetInput{.kind = Input::kLaneLost, .error = broken(ErrorKind::kOverloaded)});
+    tell(next, TargetInput{.kind = Input::kLaneEnded,
+                           .error = broken(ErrorKind::kOverloaded),
+                           .lane = kBulkLane});
     found(std::move(next));
   }
 }

@@ -175,6 +175,7 @@ class Steps {
   void perform(World& world, const TargetEffect& effect);
   bool carry_out(World& world, const TargetTask& task);
   void tell_missing(World& world, const TargetTask& task);
+  void attach_lane(World& world);
   void end_reading(World& world, base::ErrorKind kind);
   void target_reads(const World& world, const Found& found);
   void target_waits(const World& world, const Found& found);

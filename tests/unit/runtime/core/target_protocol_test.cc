@@ -44,6 +44,13 @@ wire::Hello hello_of(std::uint64_t epoch, LaneRole role = LaneRole::kControl) {
   return hello;
 }
 
+wire::Hello hello_of(std::uint64_t epoch, LaneName lane, std::uint32_t attempt) {
+  wire::Hello hello = hello_of(epoch, lane.role);
+  hello.lane = lane.number;
+  hello.attempt = attempt;
+  return hello;
+}
+
 Error error_of(ErrorKind kind, const char* detail = "the cable") {
   return Error{kind, 0, "receive", detail};
 }
@@ -124,12 +131,18 @@ class End {
     return feed({.kind = Input::kControlEnded, .error = error_of(kind)});
   }
 
-  Fed lane_lost(ErrorKind kind = ErrorKind::kDisconnected) {
-    return feed({.kind = Input::kLaneLost, .error = error_of(kind)});
+  Fed prove_lane(LaneName lane, std::uint32_t attempt = 0, std::uint64_t epoch = 1) {
+    return feed({.kind = Input::kLaneProven, .hello = hello_of(epoch, lane, attempt)});
   }
 
-  Fed lane_broken(LaneName lane, ErrorKind kind = ErrorKind::kDisconnected) {
-    return feed({.kind = Input::kLaneBroken, .error = error_of(kind), .lane = lane, .number = 3});
+  Fed lane_ended(LaneName lane, ErrorKind kind = ErrorKind::kDisconnected,
+                 std::uint64_t attempt = 0) {
+    return feed(
+        {.kind = Input::kLaneEnded, .error = error_of(kind), .lane = lane, .number = attempt});
+  }
+
+  Fed lane_replaced(LaneName lane, std::uint64_t attempt) {
+    return feed({.kind = Input::kLaneReplaced, .lane = lane, .number = attempt});
   }
 
   Fed fenced(std::uint64_t epoch) { return feed({.kind = Input::kFenced, .epoch = epoch}); }
@@ -156,7 +169,13 @@ class End {
 
   void receive() {
     REQUIRE(greet(1).outcome.ok());
-    REQUIRE(word(Input::kDescribed).outcome.ok());
+    REQUIRE(feed({.kind = Input::kDescribed, .number = 1}).outcome.ok());
+    attach_lanes(1);
+  }
+
+  void attach_lanes(std::uint64_t epoch) {
+    REQUIRE(prove_lane(kUrgentLane, 0, epoch).gave(Job::kAttachLane));
+    REQUIRE(prove_lane(kBulkLane, 0, epoch).gave(Job::kAttachLane));
   }
 
   void apply_last_delta() {
@@ -461,47 +480,142 @@ TEST_CASE("a deadline counts the time without a source, and no other") {
 TEST_CASE("a lane is replaced while the guest runs here and the link is tied, and never else") {
   End end;
   end.load();
-  CHECK_FALSE(end.lane_broken(kBulkLane).outcome.ok());
+  SUBCASE("before the guest runs here it takes the link with it") {
+    const Fed lost = end.lane_ended(kBulkLane);
+    CHECK(lost.did(Effect::kLanesLost));
+    CHECK(lost.gave(Job::kFinishSending));
+    CHECK_FALSE(lost.gave(Job::kTellLaneLost));
+    return;
+  }
   (void)end.frame(FrameType::kRun);
   end.enter();
-  const Fed broken = end.lane_broken(kBulkLane);
-  CHECK(broken.outcome.ok());
-  CHECK(broken.task(Job::kTellLaneLost)->number == 3);
-  CHECK_FALSE(end.lane_broken(kBulkLane, ErrorKind::kOverloaded).outcome.ok());
-  wire::Hello hello = hello_of(1, LaneRole::kBulk);
-  hello.attempt = 4;
+  const wire::Hello hello = hello_of(1, kBulkLane, 4);
   CHECK(end.brain.admit(hello, base::Done{}).refusal.empty());
+  SUBCASE("it broke: the source is told, and the others go on") {
+    const Fed broken = end.lane_ended(kBulkLane);
+    CHECK(broken.did(Effect::kShutLane));
+    CHECK_FALSE(broken.did(Effect::kLanesLost));
+    CHECK(broken.task(Job::kTellLaneLost)->lane == kBulkLane);
+    CHECK(end.prove_lane(kBulkLane, 4).task(Job::kReplaceLane)->number == 4);
+  }
+  SUBCASE("there is no room for what it brings: it takes the link with it") {
+    CHECK(end.lane_ended(kBulkLane, ErrorKind::kOverloaded).did(Effect::kLanesLost));
+  }
   SUBCASE("what a bulk lane brought is told anew, what an urgent one was asked is asked anew") {
-    const Fed bulk = end.feed({.kind = Input::kLaneReplaced, .lane = kBulkLane, .number = 4});
-    CHECK(bulk.task(Job::kTellMissing)->number == 4);
-    const Fed urgent = end.feed({.kind = Input::kLaneReplaced, .lane = kUrgentLane, .number = 5});
-    CHECK(urgent.task(Job::kAskAgain)->flag);
+    REQUIRE(end.prove_lane(kBulkLane, 4).gave(Job::kReplaceLane));
+    REQUIRE(end.prove_lane(kUrgentLane, 5).gave(Job::kReplaceLane));
+    CHECK(end.lane_replaced(kBulkLane, 4).task(Job::kTellMissing)->number == 4);
+    CHECK(end.lane_replaced(kUrgentLane, 5).task(Job::kAskAgain)->flag);
   }
   SUBCASE("its user has paused it") {
     CHECK(end.word(Input::kPause).did(Effect::kShutLanes));
-    CHECK_FALSE(end.lane_broken(kUrgentLane).outcome.ok());
+    CHECK_FALSE(end.lane_ended(kUrgentLane).gave(Job::kTellLaneLost));
     CHECK_FALSE(end.brain.admit(hello, base::Done{}).refusal.empty());
+    CHECK_FALSE(end.prove_lane(kBulkLane, 4).outcome.ok());
   }
   SUBCASE("the link is lost") {
     (void)end.control_ended();
-    CHECK_FALSE(end.lane_broken(kUrgentLane).outcome.ok());
+    CHECK_FALSE(end.lane_ended(kUrgentLane).gave(Job::kTellLaneLost));
+    CHECK_FALSE(end.prove_lane(kBulkLane, 4).outcome.ok());
   }
-  SUBCASE("the source is not able to") {
-    End old;
-    wire::Hello plain = hello_of(1);
-    plain.features = 0;
-    (void)old.feed({.kind = Input::kControlProven, .hello = plain});
-    (void)old.word(Input::kDescribed);
-    CHECK_FALSE(
-        old.feed({.kind = Input::kNoRoom, .error = error_of(ErrorKind::kOverloaded)}).outcome.ok());
-    CHECK_FALSE(old.brain.replaces_lanes());
+}
+
+TEST_CASE("a source that cannot replace lanes is not told that one broke") {
+  End old;
+  wire::Hello plain = hello_of(1);
+  plain.features = 0;
+  (void)old.feed({.kind = Input::kControlProven, .hello = plain});
+  (void)old.feed({.kind = Input::kDescribed, .number = 1});
+  CHECK_FALSE(
+      old.feed({.kind = Input::kNoRoom, .error = error_of(ErrorKind::kOverloaded)}).outcome.ok());
+  CHECK_FALSE(old.brain.replaces_lanes());
+}
+
+TEST_CASE("one lane of each name in an epoch, and only those that were described") {
+  End end;
+  REQUIRE(end.greet(1).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kUrgentLane).outcome.ok());  // Nothing was described.
+  REQUIRE(end.feed({.kind = Input::kDescribed, .number = 2}).outcome.ok());
+  const LaneName second{LaneRole::kBulk, 1};
+  const LaneName third{LaneRole::kBulk, 2};
+  CHECK(end.prove_lane(kBulkLane).task(Job::kAttachLane)->lane == kBulkLane);
+  CHECK(end.prove_lane(second).task(Job::kAttachLane)->lane == second);
+  const std::string before = end.brain.dump();
+  CHECK_FALSE(end.prove_lane(third).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kBulkLane).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kUrgentLane, 0, 2).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kUrgentLane, 1).outcome.ok());  // It is not there.
+  wire::Hello stranger = hello_of(1, kUrgentLane, 0);
+  stranger.id.fill(std::byte{8});
+  CHECK_FALSE(end.feed({.kind = Input::kLaneProven, .hello = stranger}).outcome.ok());
+  CHECK(end.brain.dump() == before);
+}
+
+TEST_CASE("the latest attempt at a lane is in its place, and no earlier one") {
+  End end;
+  end.run();
+  REQUIRE(end.prove_lane(kBulkLane, 7).gave(Job::kReplaceLane));
+  CHECK_FALSE(end.prove_lane(kBulkLane, 7).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kBulkLane, 6).outcome.ok());
+  // The one before it ends for its sake, and says nothing of the link.
+  CHECK_FALSE(end.lane_ended(kBulkLane).outcome.ok());
+  REQUIRE(end.prove_lane(kBulkLane, 8).gave(Job::kReplaceLane));
+  CHECK_FALSE(end.lane_replaced(kBulkLane, 7).outcome.ok());
+  CHECK(end.lane_replaced(kBulkLane, 8).did(Effect::kLaneReplaced));
+  MigrationReport report;
+  end.brain.report_to(report, end.now);
+  CHECK(report.lanes_replaced == 1);
+}
+
+TEST_CASE("a lane that comes when the link is lost is not let in, whatever ended the link") {
+  End end;
+  end.run();
+  SUBCASE("its control lane") {
+    (void)end.control_ended();
   }
+  SUBCASE("the source was given up") {
+    REQUIRE(end.control_ended().outcome.ok());
+  }
+  SUBCASE("its watch") {
+    (void)end.signs({.verdict = LinkVerdict::kFrozen, .words = "frozen"});
+  }
+  SUBCASE("a new epoch") {
+    REQUIRE(end.greet(2).gave(Job::kBeginEpoch));
+  }
+  SUBCASE("a lane without room") {
+    (void)end.lane_ended(kUrgentLane, ErrorKind::kOverloaded);
+  }
+  SUBCASE("this end goes") {
+    REQUIRE(end.word(Input::kEnding).outcome.ok());
+  }
+  CHECK_FALSE(end.prove_lane(kBulkLane, 1).outcome.ok());
+  CHECK_FALSE(end.prove_lane(kBulkLane).outcome.ok());
+}
+
+TEST_CASE("a lane that was proven before the link was lost is not counted in its place after it") {
+  End end;
+  end.run();
+  (void)end.lane_ended(kBulkLane);
+  REQUIRE(end.prove_lane(kBulkLane, 1).gave(Job::kReplaceLane));
+  (void)end.control_ended();
+  CHECK_FALSE(end.lane_replaced(kBulkLane, 1).outcome.ok());
+}
+
+TEST_CASE("every epoch has lanes of its own, behind its fence") {
+  End end;
+  end.run();
+  (void)end.control_ended();
+  REQUIRE(end.greet(2).gave(Job::kBeginEpoch));
+  CHECK_FALSE(end.prove_lane(kBulkLane, 0, 2).outcome.ok());
+  REQUIRE(end.fenced(2).did(Effect::kUseLane));
+  CHECK_FALSE(end.prove_lane(kBulkLane, 0, 1).outcome.ok());
+  end.attach_lanes(2);
 }
 
 TEST_CASE("a lane without room that cannot wait ends the move before the switch, and says why") {
   End end;
   end.receive();
-  const Fed lost = end.lane_lost(ErrorKind::kOverloaded);
+  const Fed lost = end.lane_ended(kBulkLane, ErrorKind::kOverloaded);
   REQUIRE(lost.tasks.size() == 2);
   CHECK(lost.did(Effect::kTombstone));
   CHECK(lost.tasks[0].kind == Job::kTellNever);
@@ -518,11 +632,10 @@ TEST_CASE("a lane without room that cannot wait ends the move before the switch,
 TEST_CASE("two lanes without room at once: the one that is second does not cut the other short") {
   End end;
   end.receive();
-  const Fed first = end.lane_lost(ErrorKind::kOverloaded);
-  const Fed second = end.lane_lost(ErrorKind::kOverloaded);
+  const Fed first = end.lane_ended(kBulkLane, ErrorKind::kOverloaded);
+  const Fed second = end.lane_ended(kUrgentLane, ErrorKind::kOverloaded);
   CHECK(first.gave(Job::kTellNever));
   CHECK(first.gave(Job::kFinishSending));
-  CHECK_FALSE(second.outcome.ok());
   CHECK(second.tasks.empty());
 }
 
@@ -542,8 +655,8 @@ TEST_CASE("a lane that waits for room tells the source once, and once that there
 
 TEST_CASE("what the first lane broke of is what the user is told") {
   End end;
-  end.run();
-  CHECK(end.lane_lost(ErrorKind::kCorrupt).task(Job::kFinishSending)->flag);
+  end.load();
+  CHECK(end.lane_ended(kBulkLane, ErrorKind::kCorrupt).task(Job::kFinishSending)->flag);
   const Fed ended = end.control_ended();
   CHECK(ended.task(Job::kCloseLanes)->flag);
   MigrationReport report;
@@ -750,7 +863,19 @@ TEST_CASE("an urgent lane that is dead beside a living control lane ends alone")
 TEST_CASE("a lane that waits in vain for its replacement takes the link with it") {
   End end;
   end.run();
-  CHECK(end.signs({.lane_waits = MigrationOptions().handshake_timeout}).did(Effect::kShutLanes));
+  (void)end.lane_ended(kBulkLane);
+  end.now += MigrationOptions().handshake_timeout - std::chrono::milliseconds(1);
+  CHECK_FALSE(end.signs({}).did(Effect::kShutLanes));
+  SUBCASE("none comes") {
+    end.now += std::chrono::milliseconds(1);
+    CHECK(end.signs({}).did(Effect::kShutLanes));
+  }
+  SUBCASE("another lane comes in its place") {
+    REQUIRE(end.prove_lane(kBulkLane, 1).gave(Job::kReplaceLane));
+    REQUIRE(end.lane_replaced(kBulkLane, 1).outcome.ok());
+    end.now += std::chrono::milliseconds(1);
+    CHECK_FALSE(end.signs({}).did(Effect::kShutLanes));
+  }
 }
 
 TEST_CASE("signs of an epoch that is over say nothing of the next one") {
@@ -828,12 +953,17 @@ std::vector<Named> every_input() {
        {ErrorKind::kDisconnected, ErrorKind::kCorrupt, ErrorKind::kOverloaded}) {
     const std::string name = std::to_string(static_cast<int>(kind));
     add({.kind = Input::kControlEnded, .error = error_of(kind)}, name);
-    add({.kind = Input::kLaneLost, .error = error_of(kind)}, name);
-    add({.kind = Input::kLaneBroken, .error = error_of(kind), .lane = kBulkLane}, name);
+    add({.kind = Input::kLaneEnded, .error = error_of(kind), .lane = kBulkLane}, name);
+    add({.kind = Input::kLaneEnded, .error = error_of(kind), .lane = kUrgentLane, .number = 1},
+        name + " again");
     add({.kind = Input::kNoRoom, .error = error_of(kind)}, name);
   }
   for (const LaneName lane : {kUrgentLane, kBulkLane}) {
     add({.kind = Input::kLaneReplaced, .lane = lane, .number = 1}, to_string(lane));
+    for (const std::uint32_t attempt : {0U, 1U}) {
+      add({.kind = Input::kLaneProven, .hello = hello_of(2, lane, attempt)},
+          to_string(lane) + " " + std::to_string(attempt));
+    }
   }
   add({.kind = Input::kMarkerSilent, .number = 1, .silent = std::chrono::hours(1)});
   for (int job = 0; job <= static_cast<int>(Job::kStartGuest); ++job) {

@@ -294,7 +294,7 @@ struct LanesOfTarget : Target, private Receivers::Owner {
   }
 
   void attach_urgent(std::unique_ptr<Lane> lane) {
-    REQUIRE(lanes.attach(std::move(lane), 0, 1).ok());
+    lanes.attach({wire::LaneRole::kUrgent, 0}, std::move(lane));
   }
 
   void wait_until_all_is_here() {
@@ -305,7 +305,7 @@ struct LanesOfTarget : Target, private Receivers::Owner {
   base::Mutex mutex;
   base::Condition changed;
   bool broken GUARDED_BY(mutex) = false;
-  Receivers lanes{layout, map, 1, 1, *this};
+  Receivers lanes{layout, map, 1, *this};
 
  private:
   void on_progress() override {
@@ -313,14 +313,11 @@ struct LanesOfTarget : Target, private Receivers::Owner {
     changed.notify_all();
   }
 
-  void on_lane_lost(const base::Error& /*reason*/) override {}
-
-  bool on_lane_broken(LaneName /*lane*/, std::uint32_t /*attempt*/,
-                      const base::Error& /*reason*/) override {
+  void on_lane_ended(LaneName /*lane*/, std::uint32_t /*attempt*/,
+                     const base::Error& /*reason*/) override {
     const base::Lock lock(mutex);
     broken = true;
     changed.notify_all();
-    return true;
   }
 
   /// As the driver does: on the thread that reads the answers.
@@ -365,7 +362,7 @@ TEST_CASE("a replaced urgent lane is asked for more than both sockets take: all 
   }
   Ends second = narrow_lane();
   const HonestSource source(std::move(second.source));
-  REQUIRE(target.lanes.replace(std::move(second.target), 0, 1, 1).ok());
+  target.lanes.replace({wire::LaneRole::kUrgent, 0}, std::move(second.target), 1);
   target.wait_until_all_is_here();
   CHECK(target.receiver->counters().installed == kPages);
   target.lanes.shutdown();
