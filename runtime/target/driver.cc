@@ -86,7 +86,8 @@ Outcome TargetDriver::feed(TargetInput input) {
     input.at = clock_.now();
     trace(input);
     TRY(brain_.on(input));
-    for (const TargetEffect& effect : brain_.take_effects()) {
+    const std::vector<TargetEffect> effects = brain_.take_effects();
+    for (const TargetEffect& effect : effects) {
       trace(effect);
       perform(effect);
     }
@@ -94,7 +95,11 @@ Outcome TargetDriver::feed(TargetInput input) {
     for (const TargetTask& task : tasks) {
       trace(task);
     }
-    changed_.notify_all();
+    // Most frames are of no interest to who waits here: waking them all for each of the pages that
+    // come with the switch would make the guest wait longer for the last of them.
+    if (input.kind != TargetInput::Kind::kFrame || !effects.empty()) {
+      changed_.notify_all();
+    }
   }
   for (const TargetTask& task : tasks) {
     TRY(carry_out(task));
