@@ -13,13 +13,11 @@ using runtime::wire::kHeaderBytes;
 
 namespace {
 
-/// Not the handshake, which has time-outs; nor a pass's marker, whose silence the target times.
+/// Not the handshake, which has time-outs.
 bool may_vanish(const FrameHeader& header) {
   using runtime::wire::FrameType;
-  const bool greets = header.type == FrameType::kHello || header.type == FrameType::kHelloReply ||
-                      header.type == FrameType::kProof || header.type == FrameType::kLaneReady;
-  return !greets &&
-         (header.type != FrameType::kMarker || header.round == runtime::wire::kPostcopyRound);
+  return header.type != FrameType::kHello && header.type != FrameType::kHelloReply &&
+         header.type != FrameType::kProof && header.type != FrameType::kLaneReady;
 }
 
 }  // namespace

@@ -164,6 +164,7 @@ TEST_CASE("a pass for which there is no room waits until there is, and nothing o
 TEST_CASE("a frame that vanishes on a link that lives is missed, and nothing waits for ever") {
   const Coverage coverage = hold(Trouble::kSwallow, 2500);
   CHECK(met(coverage, "a frame that was swallowed"));
+  CHECK(met(coverage, "a marker that was swallowed"));
   CHECK(met(coverage, "a recovery"));
   CHECK(met(coverage, "a completed migration"));
 }

@@ -66,7 +66,15 @@ Task TargetEnd::obey(Receivers& lanes, const Input& input, Outcome& outcome) {
     if (task.kind == Job::Kind::kAwaitMarkers) {
       if (!world_.planted(Plant::kStaleBeforeMarkers)) {
         const auto pass = static_cast<std::uint32_t>(task.number);
-        co_await until([&lanes, pass] { return lanes.lost || lanes.all_markers(pass); });
+        awaited_pass_ = pass;
+        co_await until([this, &lanes, pass] {
+          return lanes.lost || gave_up_markers_ || lanes.all_markers(pass);
+        });
+        awaited_pass_ = 0;
+        if (!lanes.all_markers(pass) && gave_up_markers_) {
+          outcome = fail(ErrorKind::kCorrupt, "wait for markers", "one is overdue");
+          co_return;
+        }
         if (!lanes.all_markers(pass)) {
           outcome = fail(ErrorKind::kDisconnected, "wait for markers", "a lane broke");
           co_return;
@@ -111,7 +119,7 @@ void TargetEnd::perform(const TargetEffect& effect) {
       world_.switched = true;
       postcopy_ = !world_.planted(Plant::kPostcopyUnopened);
       return check_delta();
-    case Kind::kGiveUpMarkers: return world_.fail("markers are not timed here");
+    case Kind::kGiveUpMarkers: gave_up_markers_ = true; return;
     case Kind::kOpenGate: return open_gate();
     case Kind::kLinger: return world_.add_actor(Process::kTarget, "target lingers", linger());
     case Kind::kShutOut: return shut_out();

@@ -178,7 +178,7 @@ Task TargetEnd::read_control(Receivers& lanes) {
 
 /// What an honest source sends, whole, is due: unless a frame before it was lost.
 void TargetEnd::check_refusal(const Frame& frame, const base::Outcome& outcome) {
-  if (!outcome.ok() && !now_->control->to_target.swallowed() &&
+  if (!outcome.ok() && !now_->control->to_target.swallowed() && !gave_up_markers_ &&
       outcome.error().kind == base::ErrorKind::kCorrupt) {
     world_.fail("the target cannot take " +
                 std::string(runtime::wire::to_string(frame.header.type)) + ": " +

@@ -68,6 +68,9 @@ class TargetEnd {
   /// Something is wrong with a lane that it uses, and no end or error says so.
   [[nodiscard]] bool uneasy() const;
 
+  /// A pass's marker was swallowed: all is sent, and both ends wait for each other.
+  [[nodiscard]] bool misses_a_marker() const;
+
   /// Its user, or a deadline: what is missing will not come.
   void give_up_source(bool poison);
 
@@ -194,7 +197,9 @@ class TargetEnd {
   std::map<std::uint64_t, std::uint32_t> attached_;  // Attempts in use, by lane_code().
   std::set<std::uint64_t> asked_;                    // Pages, in this epoch. For checks.
 
-  Frame reading_;  // On tl-control.
+  Frame reading_;                   // On tl-control.
+  std::uint32_t awaited_pass_ = 0;  // Whose markers tl-control waits for; 0: for none.
+  bool gave_up_markers_ = false;
   std::vector<base::PageRange> stale_;
   bool postcopy_ = false;
   bool tombstone_ = false;

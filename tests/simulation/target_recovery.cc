@@ -260,7 +260,7 @@ bool TargetEnd::uneasy() const {
   if (now_->control_ended || state() == TargetState::kListening) {
     return false;
   }
-  if (world_.frozen(Process::kSource) || world_.dead(Process::kSource)) {
+  if (world_.frozen(Process::kSource) || world_.dead(Process::kSource) || misses_a_marker()) {
     return true;
   }
   for (const Connection* lane : now_->all()) {

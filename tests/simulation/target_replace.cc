@@ -1,4 +1,5 @@
 // A data lane that is replaced, and what the target's watch says: tasks of runtime/target.
+#include <algorithm>
 #include <string>
 
 #include "tests/simulation/target_end.h"
@@ -72,8 +73,23 @@ void TargetEnd::replaced(Receivers& lanes, LaneName name, std::uint32_t attempt)
 
 // ---- signs of life ------------------------------------------------------------------------------
 
+bool TargetEnd::misses_a_marker() const {
+  return awaited_pass_ != 0 && !gave_up_markers_ &&
+         std::any_of(now_->bulk.begin(), now_->bulk.end(), [this](const Receivers::Bulk& bulk) {
+           return bulk.markers < awaited_pass_ && bulk.lane->to_target.swallowed();
+         });
+}
+
 /// Where the brain judges nobody, what is wrong with the link is found out by TCP.
 void TargetEnd::give_up() {
+  if (misses_a_marker()) {
+    world_.saw("a marker that was swallowed");
+    (void)feed({.kind = Input::Kind::kMarkerSilent,
+                .lane = {LaneRole::kBulk, 0},
+                .number = awaited_pass_,
+                .silent = runtime::MigrationOptions().frozen_patience});
+    return;
+  }
   const bool control_lives = !now_->control->held_up() && !world_.frozen(Process::kSource) &&
                              !world_.dead(Process::kSource);
   if (!control_lives || now_->urgent == nullptr || !now_->urgent->held_up() ||
