@@ -133,6 +133,10 @@ int page_server(const PageServerArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   auto process = PageServerProcess::create(arguments);
   if (!process.ok()) {
+    if (arguments.socket_fd >= 0) {
+      // Its source waits for an answer, and its user looks there and not here.
+      refuse_source(arguments.socket_fd, base::to_string(process.error()));
+    }
     base::say_on_error(fmt::format("towline page-server: {}\n", base::to_string(process.error())));
     return 1;
   }

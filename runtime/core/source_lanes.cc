@@ -29,8 +29,8 @@ void SourceProtocol::lose(const base::Error& reason) {
     link_.lost = reason;
     // When the target has all or has said no, or this end's user did, it closes as agreed.
     SourceEffect& lost = emit(SourceEffect::Kind::kLinkLost);
-    lost.flag =
-        complete_ || never_.has_value() || link_.refused.has_value() || cancel_ || held_ || leave_;
+    lost.flag = complete_ || never_.has_value() || link_.refused.has_value() || cancel_ || held_ ||
+                leave_ || is_final(status_of(state_));
     lost.text = base::to_string(reason);
   }
   if (lanes_open_ && before_order(state_)) {

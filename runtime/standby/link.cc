@@ -39,6 +39,24 @@ constexpr milliseconds kLongestPause{2000};
 constexpr milliseconds kPingEvery{1000};
 constexpr int kMostUnanswered = 7;
 
+Outcome refused_by_server(const HandoverReply& reply) {
+  return base::fail(ErrorKind::kRefused, "page server",
+                    fmt::format("the page server refused: {}", reply.reason));
+}
+
+// It takes nothing: one that could not begin has said why before it went. (What it did not read of
+// ours shows as a reset first, and its words are behind that.)
+Outcome last_words(int socket, Outcome otherwise) {
+  pollfd waiting{.fd = socket, .events = POLLIN, .revents = 0};
+  if (::poll(&waiting, 1, 0) == 1) {
+    const auto reply = receive_reply(socket);
+    if (reply.ok() && !reply.value().accepted) {
+      return refused_by_server(reply.value());
+    }
+  }
+  return otherwise;
+}
+
 Expected<OwnedFd> connect_to_daemon(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -155,7 +173,9 @@ Expected<OwnedFd> StandbyLink::reach() const {
 
 Outcome StandbyLink::hand_over() {
   auto socket = TRY(reach());
-  TRY(send_handover(socket.get(), ledger_->fd(), files_));
+  if (const auto sent = send_handover(socket.get(), ledger_->fd(), files_); !sent.ok()) {
+    return last_words(socket.get(), sent);
+  }
   std::array<pollfd, 2> waiting{pollfd{.fd = stop_.get(), .events = POLLIN, .revents = 0},
                                 pollfd{.fd = socket.get(), .events = POLLIN, .revents = 0}};
   const int ready = ::poll(waiting.data(), waiting.size(), static_cast<int>(kAnswerWithin.count()));
@@ -164,10 +184,13 @@ Outcome StandbyLink::hand_over() {
         ErrorKind::kDisconnected, "page server",
         fmt::format("it does not answer in {} s; is it stopped?", kAnswerWithin.count() / 1000));
   }
-  const HandoverReply reply = TRY(receive_reply(socket.get()));
+  const auto received = receive_reply(socket.get());
+  if (!received.ok()) {
+    return last_words(socket.get(), base::Err{received.error()});
+  }
+  const HandoverReply& reply = received.value();
   if (!reply.accepted) {
-    return base::fail(ErrorKind::kRefused, "page server",
-                      fmt::format("the page server refused: {}", reply.reason));
+    return refused_by_server(reply);
   }
   socket_ = std::move(socket);
   answers_pings_ = reply.answers_pings;

@@ -323,6 +323,30 @@ class TheServerDies(PageServerCase):
         self.verdict()
         self.assertEqual(older.heard(), b'')
 
+    def test_one_that_cannot_begin_says_why_and_nothing_is_begun(self):
+        in_use = self.folder / 'in-use'
+        one = socket.socket(socket.AF_UNIX)
+        one.bind(str(in_use))
+        one.listen()
+        self.addCleanup(one.close)
+        for path, word in ((self.folder / ('x' * 120), 'at most|107 bytes'),
+                           (self.folder / 'none' / 'here', 'No such file'),
+                           (in_use, 'in use')):
+            with self.subTest(path=path):
+                self.source = self.run_vm('source', append=moves.with_facts(moves.STILL), extra=(
+                    '--page-server', 'own', '--page-server-qmp', f'unix:{path}'))
+                self.guest = moves.Guest(self.source)
+                self.target, address = self.listening('target')
+                self.uri = f'tcp:{address[0]}:{address[1]}'
+                self.guest.wait_for('guest.start')
+                self.begin(x_towline_switch='immediate')
+                self.assertRegex(self.source.qmp.wait_status_of_failure()['error-desc'], word)
+                self.source_runs_on()
+                self.assertFalse([line for line in self.source.err.snapshot()
+                                  if 'link.lost' in line])
+                for machine in (self.source, self.target):
+                    machine.close()
+
     def test_without_one_nothing_is_begun(self):
         self.pair(f'unix:{self.folder}/nobody')
         self.begin(x_towline_switch='immediate')

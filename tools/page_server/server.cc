@@ -456,4 +456,12 @@ void PageServer::forget(const std::string& why) {
   }
 }
 
+void refuse_source(int socket, const std::string& reason) {
+  const runtime::HandoverReply reply{false, ::getpid(), reason, false};
+  if (const auto told = runtime::send_reply(socket, reply); !told.ok()) {
+    base::log(base::LogLevel::kWarning, "page_server.refusal_unsent reason={}",
+              base::to_string(told.error()));
+  }
+}
+
 }  // namespace towline::tools

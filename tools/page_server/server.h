@@ -107,4 +107,8 @@ class PageServer {
   std::unique_ptr<runtime::KeptMachine> machine_;
 };
 
+/// To the source that started this process, at the other end of `socket`: it cannot begin, for this
+/// reason. A source looks at the answer, and its user at the source.
+void refuse_source(int socket, const std::string& reason);
+
 }  // namespace towline::tools
