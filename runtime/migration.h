@@ -20,6 +20,7 @@ enum class MigrationStatus : std::uint8_t {
   kNone,
   kSetup,
   kActive,
+  kPreSwitchover,
   kDevice,
   kPostcopyDevice,
   kPostcopyActive,
@@ -36,6 +37,15 @@ std::string_view to_string(MigrationStatus status);
 
 /// No further change will come.
 [[nodiscard]] bool is_final(MigrationStatus status);
+
+/// What connects both ends just now. Unlike the status, it is told at once.
+enum class LinkState : std::uint8_t {
+  kUp,
+  kLost,        ///< Nobody is connected: the source tries again, or waits to be told to.
+  kRecovering,  ///< The source has come back, and both ends compare what is missing.
+};
+
+std::string_view to_string(LinkState state);
 
 /// Stalls as the target's fault service sees them, from the kernel's event to the wake.
 struct FaultReport {
@@ -69,6 +79,7 @@ struct PageServerReport {
 /// A snapshot of one migration. Fields that a side does not know are zero or absent.
 struct MigrationReport {
   MigrationStatus status = MigrationStatus::kNone;
+  LinkState link = LinkState::kUp;
   std::string error;      ///< Why it failed or paused; from the side that knew the cause.
   std::string overdue;    ///< What was lost on a link that lived, and which answer it left out.
   std::string waits_for;  ///< Before the switch: what the target has no room for, and the remedy.
@@ -137,6 +148,9 @@ class MigrationObserver {
 
   virtual void on_status(MigrationStatus status) = 0;
 
+  /// The link was lost, is being tied again, or is tied. At once, whatever the status says.
+  virtual void on_link(LinkState state) { static_cast<void>(state); }
+
   /// Source: a pass begins, the first is 1; the flight of the switch is the last.
   virtual void on_pass(std::uint64_t pass) = 0;
 
@@ -166,6 +180,10 @@ class Outgoing {
 
   /// Switch as soon as the pass in progress is done.
   virtual void start_postcopy() = 0;
+
+  /// The guest, which is parked for the switch, goes over. Errors: kRefused: it does not wait for
+  /// that word.
+  virtual base::Outcome continue_switch() = 0;
 
   /// Errors: kRefused after the point of no return.
   virtual base::Outcome cancel() = 0;

@@ -10,6 +10,8 @@ std::string_view to_string(MigrationStatus status) {
       return "setup";
     case MigrationStatus::kActive:
       return "active";
+    case MigrationStatus::kPreSwitchover:
+      return "pre-switchover";
     case MigrationStatus::kDevice:
       return "device";
     case MigrationStatus::kPostcopyDevice:
@@ -37,6 +39,18 @@ std::string_view to_string(MigrationStatus status) {
 bool is_final(MigrationStatus status) {
   return status == MigrationStatus::kCompleted || status == MigrationStatus::kFailed ||
          status == MigrationStatus::kCancelled;
+}
+
+std::string_view to_string(LinkState state) {
+  switch (state) {
+    case LinkState::kUp:
+      return "up";
+    case LinkState::kLost:
+      return "lost";
+    case LinkState::kRecovering:
+      return "recovering";
+  }
+  __builtin_unreachable();
 }
 
 }  // namespace towline::runtime

@@ -88,12 +88,16 @@ struct MigrationOptions {
   std::chrono::milliseconds switch_wait{200};     ///< Longest wait for such a delta.
   std::chrono::milliseconds handshake_timeout{5000};  ///< A peer that says nothing is dropped.
   std::chrono::milliseconds connect_timeout{5000};
+  bool pause_before_switchover = false;  ///< Park the guest, and wait for the word to go on.
   bool auto_recover = true;  ///< Reconnect by itself when the link was lost in post-copy.
   std::chrono::milliseconds heartbeat{100};  ///< A sign of life each way, in post-copy.
   /// Data that the peer's kernel does not acknowledge for so long: the link is dead.
   std::chrono::milliseconds patience{250};
   /// A peer whose kernel acknowledges and whose process says nothing for so long is frozen.
   std::chrono::milliseconds frozen_patience{5000};
+  /// After a loss the status stays as it was for so long while it can still heal by itself:
+  /// managers take postcopy-paused for a failure. 0: the loss shows at once.
+  std::chrono::milliseconds paused_after{3000};
   std::chrono::seconds reconnect_deadline{0};  ///< Reconnecting ends then; 0: never.
   /// The target pauses the move when its control group has less than so much left. Bytes.
   std::uint64_t memory_reserve = 64U << 20U;

@@ -212,6 +212,13 @@ constexpr std::array kParameters{
               .help =
                   "The peer is frozen when its kernel acknowledges and its process says nothing "
                   "for so long."},
+    Parameter{.name = "x-towline-paused-after-ms",
+              .place = kNumber<&Options::paused_after>,
+              .unit = Unit::kMilliseconds,
+              .most = 3'600'000,
+              .change = Change::kBeforeMigrate,
+              .end = End::kBoth,
+              .help = "A lost link shows as postcopy-paused after so long, if it can still heal."},
     Parameter{.name = "x-towline-reconnect-deadline-s",
               .place = kNumber<&Options::reconnect_deadline>,
               .unit = Unit::kSeconds,

@@ -60,6 +60,8 @@ std::string_view to_string(SourceEffect::Kind kind) {
       return "stepped";
     case Kind::kShow:
       return "show";
+    case Kind::kShowLink:
+      return "show-link";
     case Kind::kReadControl:
       return "read-control";
     case Kind::kOweAll:
@@ -167,6 +169,8 @@ std::string_view to_string(SourceInput::Kind kind) {
       return "pause";
     case Kind::kResume:
       return "resume";
+    case Kind::kContinue:
+      return "continue";
     case Kind::kTakeBack:
       return "take-back";
     case Kind::kLeave:

@@ -62,6 +62,7 @@ struct SourceEffect {
   enum class Kind : std::uint8_t {
     kStepped,          ///< The session took `rule`. For the log.
     kShow,             ///< The user sees `status` from here on.
+    kShowLink,         ///< And `link`.
     kReadControl,      ///< Begin to read the control lane that was opened.
     kOweAll,           ///< Nothing was sent ahead: every page is owed.
     kOweNothing,       ///< What is owed from here on is what the target says it misses.
@@ -93,6 +94,7 @@ struct SourceEffect {
   Kind kind;
   SourceRule rule{};
   MigrationStatus status = MigrationStatus::kNone;
+  LinkState link = LinkState::kUp;
   LaneName lane{};
   std::uint32_t attempt = 0;
   bool flag = false;
@@ -131,6 +133,7 @@ struct SourceInput {
     kCancel,
     kPause,
     kResume,    ///< `address`, or where the target was reached last.
+    kContinue,  ///< The guest, which is parked for that, goes over.
     kTakeBack,  ///< Nobody runs the guest at the target, and nobody will.
     kLeave,     ///< This process ends, or wants the migration gone.
   };

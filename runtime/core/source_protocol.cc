@@ -37,6 +37,7 @@ Outcome SourceProtocol::on(const SourceInput& input) {
   now_ = input.at;
   TRY(take(input));
   consider();
+  show_loss();
   return base::Done{};
 }
 
@@ -81,6 +82,7 @@ Outcome SourceProtocol::take(const SourceInput& input) {
     case Kind::kCancel:       return cancel();
     case Kind::kPause:        return pause();
     case Kind::kResume:       return resume(input.address);
+    case Kind::kContinue:     return continue_switch();
     case Kind::kTakeBack:     return take_back();
     case Kind::kLeave:        leave(); break;
   }
@@ -104,7 +106,7 @@ void SourceProtocol::inherit(const SourceInput& input) {
     running_at_ns_ = 0;
   }
   state_ = input.flag ? SourceState::kServingPaused : SourceState::kOrderedPaused;
-  show(status_of(state_));
+  show(status_at(now_));
   give({.kind = SourceTask::Kind::kDropEpoch});
 }
 
@@ -143,7 +145,7 @@ void SourceProtocol::step(SourceEvent event) {
   state_ = rule.to;
   emit(SourceEffect::Kind::kStepped).rule = rule;
   act(rule);
-  show(status_of(state_));
+  show(status_at(now_));
 }
 
 // What a step asks for. Whatever ends the session ends its lanes too.
@@ -212,6 +214,7 @@ bool SourceProtocol::advance() {
     case Wait::kRoundApplied:
     case Wait::kManualPause:
     case Wait::kSwitchWord:
+    case Wait::kSwitchover:
       return advance_to_switch();
     case Wait::kRunning:
     case Wait::kPushed:
@@ -260,7 +263,7 @@ void SourceProtocol::on_success(const SourceTask& task, const SourceInput& input
     case Kind::kAwaitPageServer:
       return proceed() ? give({.kind = Kind::kPark}) : void();
     case Kind::kPark:
-      return give({.kind = Kind::kPrepareFlight});
+      return on_parked();
     case Kind::kPrepareFlight:
       // The point of no return is here, not in send()'s success: a user's cancel is before it or
       // too late.

@@ -58,6 +58,11 @@ class SourceProtocol {
 
   [[nodiscard]] MigrationStatus shown() const { return shown_; }
 
+  [[nodiscard]] LinkState link() const;
+
+  /// The user is to see another status now, only because time has passed: kTime is wanted.
+  [[nodiscard]] bool owes_status(base::Instant now) const;
+
   /// The user, the target or a lane has ended what is being done. Errors: why.
   [[nodiscard]] base::Outcome interrupted() const;
 
@@ -131,6 +136,7 @@ class SourceProtocol {
     kRoundApplied,
     kManualPause,
     kSwitchWord,
+    kSwitchover,
     kRunning,
     kPushed,
     kLaneMissing,
@@ -162,6 +168,7 @@ class SourceProtocol {
   base::Outcome cancel();
   base::Outcome pause();
   base::Outcome resume(const std::optional<Uri>& at);
+  base::Outcome continue_switch();
   base::Outcome take_back();
   void leave();
 
@@ -174,6 +181,9 @@ class SourceProtocol {
   void step(SourceEvent event);
   void act(const SourceRule& rule);
   void show(MigrationStatus status);
+  void show_loss();
+  [[nodiscard]] MigrationStatus status_at(base::Instant now) const;
+  [[nodiscard]] bool heals_by_itself(base::Instant now) const;
   void give(SourceTask task);
   void wait_for(Wait wait, std::optional<base::Duration> patience = {});
   bool proceed();
@@ -194,6 +204,8 @@ class SourceProtocol {
   void send_round(bool after_pause);
   void after_round();
   [[nodiscard]] bool wants_switch() const;
+  void on_parked();
+  void prepare_flight();
   bool advance_to_switch();
 
   // The push, and a lane that is lost alone (source_lanes.cc).
@@ -229,6 +241,7 @@ class SourceProtocol {
 
   SourceState state_ = SourceState::kConnecting;
   MigrationStatus shown_ = MigrationStatus::kNone;
+  LinkState link_shown_ = LinkState::kUp;
   Wait wait_ = Wait::kNothing;
   std::optional<base::Instant> deadline_;
   std::optional<SourceTask> task_;
@@ -289,6 +302,7 @@ class SourceProtocol {
   std::size_t attempts_ = 0;  // Since then.
   Uri reopened_at_;           // Where the present epoch's control lane goes.
   bool by_hand_ = false;      // The attempt that is under way.
+  bool turned_away_ = false;  // An attempt was refused: that does not heal by itself.
   Backoff backoff_;
   std::uint64_t recoveries_ = 0;
   std::optional<base::Duration> last_recovery_;
@@ -296,7 +310,8 @@ class SourceProtocol {
   // The user's.
   bool cancel_ = false;
   bool switch_asked_ = false;
-  bool held_ = false;  // Paused by hand: goes on by hand.
+  bool continued_ = false;  // Its guest may go over: nobody waits for that word any more.
+  bool held_ = false;       // Paused by hand: goes on by hand.
   bool leave_ = false;
   std::optional<Uri> resume_at_;
 };

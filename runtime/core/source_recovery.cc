@@ -32,6 +32,7 @@ void SourceProtocol::end(const base::Error& reason) {
   if (is_paused(state_)) {
     // An attempt that came to nothing while the session was paused changes nothing but its words.
     attempt_error_ = base::to_string(reason);
+    turned_away_ = turned_away_ || reason.kind == ErrorKind::kRefused;
     emit(SourceEffect::Kind::kAttemptFailed).text = attempt_error_;
     emit(SourceEffect::Kind::kCloseLanes);
     return give({.kind = SourceTask::Kind::kDropEpoch});
@@ -230,6 +231,7 @@ void SourceProtocol::recovered() {
   attempt_error_.clear();
   emit(SourceEffect::Kind::kRecovered).attempt = static_cast<std::uint32_t>(attempts_);
   lost_at_.reset();
+  turned_away_ = false;
   attempts_ = 0;
   backoff_.reset();
 }

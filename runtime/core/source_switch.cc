@@ -104,6 +104,21 @@ void SourceProtocol::after_round() {
   send_round(false);
 }
 
+// Its manager may want to do something with the guest that stands still, and still in its place.
+void SourceProtocol::on_parked() {
+  if (!options_.pause_before_switchover) {
+    return prepare_flight();
+  }
+  wait_for(Wait::kSwitchover);
+  show(status_at(now_));
+}
+
+void SourceProtocol::prepare_flight() {
+  continued_ = true;
+  give({.kind = SourceTask::Kind::kPrepareFlight});
+  show(status_at(now_));
+}
+
 bool SourceProtocol::advance_to_switch() {
   if (wait_ == Wait::kAccept && accepted_) {
     give({.kind = SourceTask::Kind::kOpenLanes, .at = target_});
@@ -116,6 +131,10 @@ bool SourceProtocol::advance_to_switch() {
     return true;
   }
   if (!proceed()) {
+    return true;
+  }
+  if (wait_ == Wait::kSwitchover && continued_) {
+    prepare_flight();
     return true;
   }
   if (wait_ == Wait::kSwitchWord && wants_switch()) {

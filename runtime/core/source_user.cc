@@ -61,6 +61,15 @@ Outcome SourceProtocol::resume(const std::optional<Uri>& at) {
   return base::Done{};
 }
 
+Outcome SourceProtocol::continue_switch() {
+  if (wait_ != Wait::kSwitchover) {
+    return fail(ErrorKind::kRefused, "continue",
+                fmt::format("Migration not in expected state: {}", to_string(shown_)));
+  }
+  continued_ = true;
+  return base::Done{};
+}
+
 // At once: an attempt that is under way finds the session over, and no order can follow.
 Outcome SourceProtocol::take_back() {
   if (running_at_ns_.has_value()) {
@@ -87,6 +96,69 @@ void SourceProtocol::leave() {
   leave_ = true;
   emit(SourceEffect::Kind::kEndWaiting);
   emit(SourceEffect::Kind::kCloseLanes);
+}
+
+// ---- what the user sees -------------------------------------------------------------------------
+
+LinkState SourceProtocol::link() const {
+  if (is_recovering(state_)) {
+    return LinkState::kRecovering;
+  }
+  const bool in_use = !before_order(state_) && !is_final(status_of(state_));
+  const bool away = status_of(state_) == MigrationStatus::kPostcopyPaused ||
+                    status_of(state_) == MigrationStatus::kPostcopyRecoverSetup;
+  return in_use && (away || link_.lost.has_value()) ? LinkState::kLost : LinkState::kUp;
+}
+
+// Most losses are over within milliseconds, and managers take postcopy-paused for a failure. What
+// needs somebody's hand shows at once.
+bool SourceProtocol::heals_by_itself(base::Instant now) const {
+  return lost_at_.has_value() && now - *lost_at_ < base::Duration(options_.paused_after) &&
+         options_.auto_recover && !held_ && !by_hand_ && !turned_away_;
+}
+
+MigrationStatus SourceProtocol::status_at(base::Instant now) const {
+  switch (state_) {
+    case SourceState::kOrderedPaused:
+    case SourceState::kOrderedReconnecting:
+    case SourceState::kOrderedRecovering:
+      return heals_by_itself(now) ? status_of(SourceState::kOrdered) : status_of(state_);
+    case SourceState::kServingPaused:
+    case SourceState::kServingReconnecting:
+    case SourceState::kServingRecovering:
+      return heals_by_itself(now) ? status_of(SourceState::kServing) : status_of(state_);
+    case SourceState::kSwitching:
+      if (options_.pause_before_switchover && !continued_) {
+        return wait_ == Wait::kSwitchover ? MigrationStatus::kPreSwitchover
+                                          : MigrationStatus::kActive;
+      }
+      return status_of(state_);
+    case SourceState::kConnecting:
+    case SourceState::kDescribing:
+    case SourceState::kPassing:
+    case SourceState::kSyncing:
+    case SourceState::kOrdered:
+    case SourceState::kServing:
+    case SourceState::kCompleted:
+    case SourceState::kFailed:
+    case SourceState::kCancelled:
+      return status_of(state_);
+  }
+  __builtin_unreachable();
+}
+
+bool SourceProtocol::owes_status(base::Instant now) const {
+  return lost_at_.has_value() && status_at(now) != shown_;
+}
+
+void SourceProtocol::show_loss() {
+  if (owes_status(now_)) {
+    show(status_at(now_));
+  }
+  if (const LinkState now = link(); now != link_shown_) {
+    link_shown_ = now;
+    emit(SourceEffect::Kind::kShowLink).link = now;
+  }
 }
 
 // ---- answers ------------------------------------------------------------------------------------
@@ -123,7 +195,7 @@ std::string SourceProtocol::dump() const {
       "complete={} incarnation={} rounds={}/{}/{} passes={} lanes={} log={} room={}{} saved={} "
       "epoch={} control={}{} replaces={} counts={} lost={} silent={} runs={} told={}/{}/{}/{} "
       "idle={} attempts={}/{}/{} tries={} broken=[{}] again={}/{} by_hand={} cancel={} switch={} "
-      "held={} leave={} resume={}",
+      "held={} leave={} resume={} link={} turned_away={} continued={}",
       to_string(state_), static_cast<int>(wait_),
       task_.has_value() ? to_string(task_->kind) : "none", task_.has_value() ? task_->pass : 0,
       to_string(shown_), static_cast<int>(end_reason_.kind), accepted_, link_.refused.has_value(),
@@ -134,7 +206,8 @@ std::string SourceProtocol::dump() const {
       link_.silent, link_.runs, link_.missing_told, link_.missing_so_far, link_.missing_pages,
       link_.missing_attempt, link_.target_idle, link_.last_attempt, link_.urgent_attempt,
       fmt::join(link_.bulk_attempts, ","), tries_, broken, attempts_, lost_at_.has_value(),
-      by_hand_, cancel_, switch_asked_, held_, leave_, resume_at_.has_value());
+      by_hand_, cancel_, switch_asked_, held_, leave_, resume_at_.has_value(),
+      to_string(link_shown_), turned_away_, continued_);
 }
 
 std::string_view SourceProtocol::awaited() const {

@@ -46,6 +46,7 @@ std::string_view to_string(TargetEffect::Kind kind) {
   switch (kind) {
     case Kind::kStepped:       return "stepped";
     case Kind::kShow:          return "show";
+    case Kind::kShowLink:      return "show-link";
     case Kind::kTombstone:     return "tombstone";
     case Kind::kUseLane:       return "use-lane";
     case Kind::kShutControl:   return "shut-control";

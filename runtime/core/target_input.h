@@ -78,6 +78,7 @@ struct TargetEffect {
   enum class Kind : std::uint8_t {
     kStepped,        ///< The session took `rule`. For the log.
     kShow,           ///< The user sees `status` from here on.
+    kShowLink,       ///< And `link`.
     kTombstone,      ///< The guest never ran here and never will. Nobody was told yet, and nothing
                      ///< dropped.
     kUseLane,        ///< The control lane that has arrived is this epoch's.
@@ -105,6 +106,7 @@ struct TargetEffect {
   Kind kind;
   TargetRule rule{};
   MigrationStatus status = MigrationStatus::kNone;
+  LinkState link = LinkState::kUp;
   SourceLoss policy = SourceLoss::kWait;
   std::uint64_t epoch = 0;
   std::uint64_t number = 0;

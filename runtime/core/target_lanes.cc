@@ -96,6 +96,7 @@ Outcome TargetProtocol::on_lane_ended(const TargetInput& input) {
 // The source notices, closes, and tl-control reads its lane to the end.
 void TargetProtocol::lose_lanes(const base::Error& error) {
   lanes_end_ = true;
+  no_room_for_more_ = no_room_for_more_ || error.kind == ErrorKind::kOverloaded;
   emit(TargetEffect::Kind::kLanesLost);
   if (state_ == TargetState::kCompleted) {
     return;  // No lane is needed any more.

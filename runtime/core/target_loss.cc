@@ -64,7 +64,7 @@ Outcome TargetProtocol::on_pause() {
 }
 
 Outcome TargetProtocol::may_let_in() const {
-  if (shown_ != MigrationStatus::kPostcopyPaused) {
+  if (status_of(state_) != MigrationStatus::kPostcopyPaused) {
     return fail(ErrorKind::kRefused, "recover",
                 "Migrate recover can only be run when postcopy is paused.");
   }
@@ -113,6 +113,9 @@ Outcome TargetProtocol::on_give_up_source(SourceLoss how) {
 }
 
 Outcome TargetProtocol::on_time(bool has_room) {
+  if (!counts_time_alone() && owes_status(now_)) {
+    return base::Done{};  // Its new status is all that the time brings.
+  }
   if (!counts_time_alone()) {
     return fail(ErrorKind::kRefused, "time", "the guest is not alone");
   }
@@ -161,6 +164,7 @@ Outcome TargetProtocol::on_loss_settled(const TargetInput& input) {
 void TargetProtocol::report_to(MigrationReport& report, base::Instant now) const {
   using std::chrono::duration_cast;
   report.status = shown_;
+  report.link = link();
   report.error = error_;
   report.overdue = overdue_;
   report.waits_for = state_ == TargetState::kReceiving ? no_room_ : "";
@@ -188,7 +192,7 @@ std::string TargetProtocol::dump() const {
       "stale={} round={} final={} possible={} read={} repeat={} entered={} told={} error='{}' "
       "overdue='{}' no_room='{}' lane_error='{}' started={} ended={} recoveries={} replaced={} "
       "lingers={} held={} ending={} policy={} deadline={} giving_up={} alone={} tasks={} "
-      "lanes={}",
+      "lanes={} shown_link={} lost={} full={}",
       to_string(state_), to_string(shown_), static_cast<int>(source_), hello_.epoch, lanes_epoch_,
       hello_.features, static_cast<int>(link_), static_cast<int>(tombstone_), stale_pages_,
       round_.has_value() ? round_->round : 0, final_delta_, order_possible_, order_read_,
@@ -196,7 +200,8 @@ std::string TargetProtocol::dump() const {
       lane_error_.has_value() ? base::to_string(*lane_error_) : "", instant(started_),
       instant(ended_), recoveries_, lanes_replaced_, instant(lingers_until_), held_, ending_,
       to_string(source_loss_), source_loss_deadline_.count(), to_string(giving_up_),
-      instant(alone_since_), load_tasks_.size(), dump_lanes());
+      instant(alone_since_), load_tasks_.size(), dump_lanes(), to_string(link_shown_),
+      instant(lost_since_), no_room_for_more_);
 }
 
 }  // namespace towline::runtime

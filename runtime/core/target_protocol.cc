@@ -20,7 +20,12 @@ TargetProtocol::TargetProtocol(const MigrationOptions& options, base::PageCount 
 
 Outcome TargetProtocol::on(const TargetInput& input) {
   now_ = input.at;
-  return take(input);
+  TRY(take(input));
+  if (owes_status(now_)) {
+    show();
+  }
+  show_link();
+  return base::Done{};
 }
 
 std::vector<TargetEffect> TargetProtocol::take_effects() {
@@ -174,6 +179,13 @@ void TargetProtocol::bury() {
 }
 
 void TargetProtocol::note_alone() {
+  const bool away = state_ == TargetState::kRunningAlone || state_ == TargetState::kLoadedAlone;
+  if (away && !lost_since_.has_value()) {
+    lost_since_ = now_;
+  } else if (state_ == TargetState::kRunning || state_ == TargetState::kLoaded) {
+    lost_since_.reset();
+    no_room_for_more_ = false;
+  }
   if (state_ == TargetState::kRunning) {
     alone_since_.reset();
   } else if (state_ == TargetState::kRunningAlone && !alone_since_.has_value()) {
@@ -182,8 +194,75 @@ void TargetProtocol::note_alone() {
   }
 }
 
+LinkState TargetProtocol::link() const {
+  switch (state_) {
+    case TargetState::kLoading:
+    case TargetState::kLoaded:
+    case TargetState::kRunning:
+    case TargetState::kLoadedRecovering:
+    case TargetState::kRunningRecovering:
+      return link_ == Link::kTied   ? LinkState::kUp
+             : link_ == Link::kLost ? LinkState::kLost
+                                    : LinkState::kRecovering;
+    case TargetState::kLoadedAlone:
+    case TargetState::kRunningAlone:
+    case TargetState::kAbandoning:
+      return LinkState::kLost;
+    case TargetState::kListening:
+    case TargetState::kReceiving:
+    case TargetState::kCompleted:
+    case TargetState::kPoisoned:
+    case TargetState::kLost:
+    case TargetState::kFailed:
+      return LinkState::kUp;
+  }
+  __builtin_unreachable();
+}
+
+// Most losses are over within milliseconds, and managers take postcopy-paused for a failure. What
+// needs somebody's hand shows at once.
+bool TargetProtocol::heals_by_itself(base::Instant now) const {
+  return lost_since_.has_value() && now - *lost_since_ < base::Duration(options_.paused_after) &&
+         !held_ && !no_room_for_more_;
+}
+
+MigrationStatus TargetProtocol::status_at(base::Instant now) const {
+  switch (state_) {
+    case TargetState::kLoadedAlone:
+    case TargetState::kLoadedRecovering:
+      return heals_by_itself(now) ? status_of(TargetState::kLoaded) : status_of(state_);
+    case TargetState::kRunningAlone:
+    case TargetState::kRunningRecovering:
+      return heals_by_itself(now) ? status_of(TargetState::kRunning) : status_of(state_);
+    case TargetState::kListening:
+    case TargetState::kReceiving:
+    case TargetState::kLoading:
+    case TargetState::kLoaded:
+    case TargetState::kRunning:
+    case TargetState::kAbandoning:
+    case TargetState::kCompleted:
+    case TargetState::kPoisoned:
+    case TargetState::kLost:
+    case TargetState::kFailed:
+      return status_of(state_);
+  }
+  __builtin_unreachable();
+}
+
+bool TargetProtocol::owes_status(base::Instant now) const {
+  return lost_since_.has_value() && !lingers_until_.has_value() && !ending_ &&
+         status_at(now) != shown_;
+}
+
+void TargetProtocol::show_link() {
+  if (const LinkState now = link(); now != link_shown_) {
+    link_shown_ = now;
+    emit(TargetEffect::Kind::kShowLink).link = now;
+  }
+}
+
 void TargetProtocol::show() {
-  const MigrationStatus status = status_of(state_);
+  const MigrationStatus status = status_at(now_);
   if (!lingers_until_.has_value() && status != shown_) {
     shown_ = status;
     emit(TargetEffect::Kind::kShow).status = status;

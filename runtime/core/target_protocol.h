@@ -70,6 +70,11 @@ class TargetProtocol {
 
   [[nodiscard]] MigrationStatus shown() const { return shown_; }
 
+  [[nodiscard]] LinkState link() const;
+
+  /// The user is to see another status now, only because time has passed: kTime is wanted.
+  [[nodiscard]] bool owes_status(base::Instant now) const;
+
   /// The newest that was proven.
   [[nodiscard]] std::uint64_t epoch() const { return hello_.epoch; }
 
@@ -154,6 +159,9 @@ class TargetProtocol {
   void bury();
   void note_alone();
   void show();
+  void show_link();
+  [[nodiscard]] MigrationStatus status_at(base::Instant now) const;
+  [[nodiscard]] bool heals_by_itself(base::Instant now) const;
   base::Outcome on_described(std::uint64_t bulk_lanes);
   base::Outcome on_loaded(const std::optional<base::Error>& error);
   void settle_link();
@@ -223,6 +231,7 @@ class TargetProtocol {
 
   TargetState state_ = TargetState::kListening;
   MigrationStatus shown_ = MigrationStatus::kSetup;
+  LinkState link_shown_ = LinkState::kUp;
   Source source_ = Source::kNone;
   wire::Hello hello_;              // Of the first epoch; epoch and features are the newest.
   std::uint64_t lanes_epoch_ = 0;  // Whose control lane is in use.
@@ -260,6 +269,8 @@ class TargetProtocol {
   SourceLoss source_loss_ = SourceLoss::kWait;
   std::chrono::seconds source_loss_deadline_{0};
   SourceLoss giving_up_ = SourceLoss::kWait;  // In *abandoning*.
+  std::optional<base::Instant> lost_since_;   // The link, once the guest or its state is here.
+  bool no_room_for_more_ = false;             // A lane ended for want of it.
   // Since when the guest runs without its source; an attempt that came to nothing changes nothing.
   std::optional<base::Instant> alone_since_;
 };

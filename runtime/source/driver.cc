@@ -155,6 +155,8 @@ void SourceDriver::perform(const SourceEffect& effect) {
   switch (effect.kind) {
     case Kind::kShow:
       return observer_.on_status(effect.status);
+    case Kind::kShowLink:
+      return observer_.on_link(effect.link);
     case Kind::kReadControl:
       return epoch_->read_control([this, lane = epoch_->control(), number = epoch_->number()] {
         read_control(lane, number);
@@ -279,6 +281,10 @@ void SourceDriver::end_waiting() {
 
 void SourceDriver::start_postcopy() {
   [[maybe_unused]] const auto asked = feed({.kind = SourceInput::Kind::kSwitchWord});
+}
+
+Outcome SourceDriver::continue_switch() {
+  return feed({.kind = SourceInput::Kind::kContinue});
 }
 
 Outcome SourceDriver::cancel() {

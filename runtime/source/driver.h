@@ -76,6 +76,7 @@ class SourceDriver final : public Outgoing {
   void begin_from(Kept kept);
 
   void start_postcopy() override;
+  base::Outcome continue_switch() override;
   base::Outcome cancel() override;
   void set_bandwidth(std::uint64_t max_bandwidth, std::uint64_t max_postcopy) override;
   [[nodiscard]] MigrationReport report() const override;

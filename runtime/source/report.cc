@@ -27,6 +27,7 @@ MigrationReport SourceDriver::report() const {
   MigrationReport report;
   const base::Lock lock(mutex_);
   report.status = brain_.shown();
+  report.link = brain_.link();
   report.error = brain_.reason();
   report.overdue = statistics_.overdue;
   report.waits_for = brain_.no_room();

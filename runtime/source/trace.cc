@@ -28,10 +28,11 @@ void trace_brain(const Uri& target, const MigrationOptions& options, std::uint64
   }
   base::log(LogLevel::kDebug,
             "source.brain target={} pages={} policy={} passes={} lanes={} budget={} wait_ms={} "
-            "handshake_ms={} recovers={} deadline_s={} alternates={}",
+            "handshake_ms={} recovers={} pauses={} paused_ms={} deadline_s={} alternates={}",
             target.to_string(), pages, static_cast<int>(options.switch_policy), options.passes,
             options.bulk_lanes, options.switch_page_budget, options.switch_wait.count(),
             options.handshake_timeout.count(), options.auto_recover,
+            options.pause_before_switchover, options.paused_after.count(),
             options.reconnect_deadline.count(), fmt::format("{}", fmt::join(alternates, " ")));
 }
 
@@ -55,12 +56,13 @@ void trace(const SourceEffect& effect) {
   if (!base::log_enabled(LogLevel::kDebug)) {
     return;
   }
-  base::log(LogLevel::kDebug,
-            "source.effect kind={} from={} on={} to={} status={} lane={:#x} attempt={} flag={} "
-            "text={}",
-            to_string(effect.kind), to_string(effect.rule.from), to_string(effect.rule.on),
-            to_string(effect.rule.to), to_string(effect.status), lane_code(effect.lane),
-            effect.attempt, effect.flag, effect.text);
+  base::log(
+      LogLevel::kDebug,
+      "source.effect kind={} from={} on={} to={} status={} link={} lane={:#x} attempt={} flag={} "
+      "text={}",
+      to_string(effect.kind), to_string(effect.rule.from), to_string(effect.rule.on),
+      to_string(effect.rule.to), to_string(effect.status), to_string(effect.link),
+      lane_code(effect.lane), effect.attempt, effect.flag, effect.text);
 }
 
 void trace(const SourceTask& task) {

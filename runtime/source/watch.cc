@@ -62,6 +62,9 @@ void SourceDriver::watch() {
       if (over()) {
         return;
       }
+      if (brain_.owes_status(clock_.now())) {
+        [[maybe_unused]] const auto told = feed_locked({.kind = SourceInput::Kind::kTime});
+      }
       // While passes run the peer is not judged; a frame that was lost would be missed all the
       // same.
       const bool asks = brain_.in_pass() && epoch_ != nullptr &&

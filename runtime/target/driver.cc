@@ -113,6 +113,7 @@ void TargetDriver::perform(const TargetEffect& effect) {
   switch (effect.kind) {
     case Kind::kStepped: return log_step(effect.rule);
     case Kind::kShow: return observer_.on_status(effect.status);
+    case Kind::kShowLink: return observer_.on_link(effect.link);
     case Kind::kTombstone: return;  // The brain's own memory: it dies with this process.
     case Kind::kUseLane: control_ = std::exchange(next_control_, nullptr); return;
     case Kind::kShutControl: return shut_control();

@@ -38,9 +38,10 @@ void trace_target_brain(const MigrationOptions& options, base::PageCount pages) 
   if (!base::log_enabled(LogLevel::kDebug)) {
     return;
   }
-  base::log(LogLevel::kDebug, "target.brain pages={} handshake_ms={} patience_ms={} frozen_ms={}",
+  base::log(LogLevel::kDebug,
+            "target.brain pages={} handshake_ms={} patience_ms={} frozen_ms={} paused_ms={}",
             pages.value, options.handshake_timeout.count(), options.patience.count(),
-            options.frozen_patience.count());
+            options.frozen_patience.count(), options.paused_after.count());
 }
 
 // What was seen of the link comes in a line of its own, before the input that brings it.
@@ -72,12 +73,14 @@ void trace(const TargetEffect& effect) {
   if (!base::log_enabled(LogLevel::kDebug)) {
     return;
   }
-  base::log(LogLevel::kDebug,
-            "target.effect kind={} from={} on={} to={} status={} policy={} epoch={} number={} "
-            "lane={:#x} awaited={} text={}",
-            to_string(effect.kind), to_string(effect.rule.from), to_string(effect.rule.on),
-            to_string(effect.rule.to), to_string(effect.status), static_cast<int>(effect.policy),
-            effect.epoch, effect.number, lane_code(effect.lane), effect.awaited, effect.text);
+  base::log(
+      LogLevel::kDebug,
+      "target.effect kind={} from={} on={} to={} status={} link={} policy={} epoch={} number={} "
+      "lane={:#x} awaited={} text={}",
+      to_string(effect.kind), to_string(effect.rule.from), to_string(effect.rule.on),
+      to_string(effect.rule.to), to_string(effect.status), to_string(effect.link),
+      static_cast<int>(effect.policy), effect.epoch, effect.number, lane_code(effect.lane),
+      effect.awaited, effect.text);
 }
 
 void trace(const TargetTask& task) {

@@ -30,7 +30,7 @@ void TargetDriver::watch() {
       if (brain_.watch_is_over()) {
         return;
       }
-      alone = brain_.counts_time_alone();
+      alone = brain_.counts_time_alone() || brain_.owes_status(clock_.now());
       epoch = brain_.epoch();
       lane = brain_.is_watched() ? control_ : nullptr;
     }

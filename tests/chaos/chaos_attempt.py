@@ -60,7 +60,8 @@ class Attempt:
         source('migrate-set-parameters', max_bandwidth=0, max_postcopy_bandwidth=self.slow(),
                x_towline_switch=self.policy, x_towline_alternates=self.link.alternates,
                x_towline_heartbeat_ms=plan.HEARTBEAT_MS, x_towline_patience_ms=plan.PATIENCE_MS,
-               x_towline_frozen_patience_ms=plan.FROZEN_PATIENCE_MS)
+               x_towline_frozen_patience_ms=plan.FROZEN_PATIENCE_MS,
+               x_towline_paused_after_ms=0)  # A fault waits for what the session is in.
         source('migrate', uri=self.link.uri)
 
     def nudge(self, phase):

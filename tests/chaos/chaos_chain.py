@@ -89,7 +89,8 @@ class Chain:
     def new_target(self):
         machine = self.machine('target', incoming='defer')
         machine.qmp('migrate-set-parameters',
-                    x_towline_frozen_patience_ms=chaos_plan.FROZEN_PATIENCE_MS)
+                    x_towline_frozen_patience_ms=chaos_plan.FROZEN_PATIENCE_MS,
+                    x_towline_paused_after_ms=0)
         machine.qmp.set_capabilities(events=True)
         lower_vcpus(machine)
         machine.qmp('migrate-incoming', uri='tcp:127.0.0.1:0', exit_on_error=False)

@@ -99,6 +99,8 @@ class MoveCase(vm.ScenarioCase):
 
     # What a lost link does to both ends can be looked at only while nobody re-ties it.
     AUTO_RECOVER = False
+    # And the status says so at once.
+    PAUSED_AFTER_MS = 0
 
     def pair(self, append=BUSY, memory='128M', vcpus=1, relayed=True, target_options=None):
         """Sets self.source, target, guest, relay and uri. The guest writes; nothing moves yet."""
@@ -115,8 +117,8 @@ class MoveCase(vm.ScenarioCase):
     def listening(self, name, parameters=None, at='127.0.0.1', **options):
         """A machine that waits for a guest, and its address."""
         machine = self.run_vm(name, incoming='defer', **options)
-        if parameters:
-            machine.qmp('migrate-set-parameters', **parameters)
+        machine.qmp('migrate-set-parameters', **{
+            'x_towline_paused_after_ms': self.PAUSED_AFTER_MS, **(parameters or {})})
         machine.qmp.set_capabilities(events=True)
         machine.qmp('migrate-incoming', uri=f'tcp:{at}:0', exit_on_error=False)
         at = machine.qmp.migration()['socket-address'][0]
@@ -125,7 +127,8 @@ class MoveCase(vm.ScenarioCase):
     def prepare(self, **parameters):
         self.source.qmp.set_capabilities(events=True, postcopy_ram=True)
         self.source.qmp('migrate-set-parameters', **{
-            'max_bandwidth': 0, 'x_towline_auto_recover': self.AUTO_RECOVER, **parameters})
+            'max_bandwidth': 0, 'x_towline_auto_recover': self.AUTO_RECOVER,
+            'x_towline_paused_after_ms': self.PAUSED_AFTER_MS, **parameters})
 
     def begin(self, uri=None, **parameters):
         """Starts the migration, with the switch left to the test."""

@@ -85,6 +85,7 @@ class Recorder final : public runtime::MigrationObserver {
 
 runtime::MigrationOptions default_options() {
   runtime::MigrationOptions options;
+  options.paused_after = std::chrono::milliseconds(0);  // What the session is in shows at once.
   options.switch_policy = runtime::SwitchPolicy::kAfterPass;
   options.max_bandwidth = 0;
   return options;

@@ -182,7 +182,7 @@ class NotBuilt(vm.ScenarioCase):
     def test_capabilities_listed_are_exactly_those_that_can_be_set(self):
         listed = {one['capability'] for one in self.machine.qmp('query-migrate-capabilities')}
         self.assertEqual(listed, {'events', 'postcopy-ram', 'postcopy-preempt', 'multifd',
-                                  'return-path'})
+                                  'pause-before-switchover', 'return-path'})
         self.machine.qmp('migrate-set-capabilities',
                          capabilities=[{'capability': name, 'state': True} for name in listed])
         for name in ('xbzrle', 'mapped-ram', 'x-colo', 'no-such'):

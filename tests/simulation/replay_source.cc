@@ -23,6 +23,8 @@ SourceProtocol brain_of(const Fields& told) {
   options.switch_wait = std::chrono::milliseconds(number<std::int64_t>(told.at("wait_ms")));
   options.handshake_timeout =
       std::chrono::milliseconds(number<std::int64_t>(told.at("handshake_ms")));
+  options.pause_before_switchover = told.at("pauses") == "true";
+  options.paused_after = std::chrono::milliseconds(number<std::int64_t>(told.at("paused_ms")));
   options.auto_recover = told.at("recovers") == "true";
   options.reconnect_deadline = std::chrono::seconds(number<std::int64_t>(told.at("deadline_s")));
   std::istringstream alternates(told.at("alternates"));
@@ -53,9 +55,9 @@ SourceInput input_of(const Fields& told) {
 }
 
 std::string line_of(const SourceEffect& effect) {
-  return fmt::format("effect {} {} {} {} {} {:#x} {} {} {}", to_string(effect.kind),
+  return fmt::format("effect {} {} {} {} {} {} {:#x} {} {} {}", to_string(effect.kind),
                      to_string(effect.rule.from), to_string(effect.rule.on),
-                     to_string(effect.rule.to), to_string(effect.status),
+                     to_string(effect.rule.to), to_string(effect.status), to_string(effect.link),
                      runtime::lane_code(effect.lane), effect.attempt, effect.flag, effect.text);
 }
 
@@ -66,9 +68,9 @@ std::string line_of(const SourceTask& task) {
 }
 
 std::string line_of_effect(Fields told) {
-  return fmt::format("effect {} {} {} {} {} {} {} {} {}", told["kind"], told["from"], told["on"],
-                     told["to"], told["status"], told["lane"], told["attempt"], told["flag"],
-                     told["text"]);
+  return fmt::format("effect {} {} {} {} {} {} {} {} {} {}", told["kind"], told["from"], told["on"],
+                     told["to"], told["status"], told["link"], told["lane"], told["attempt"],
+                     told["flag"], told["text"]);
 }
 
 std::string line_of_task(Fields told) {

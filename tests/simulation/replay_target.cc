@@ -23,6 +23,7 @@ TargetProtocol brain_of(const Fields& told) {
   options.handshake_timeout = milliseconds("handshake_ms");
   options.patience = milliseconds("patience_ms");
   options.frozen_patience = milliseconds("frozen_ms");
+  options.paused_after = milliseconds("paused_ms");
   return {options, base::PageCount{number(told.at("pages"))}};
 }
 
@@ -74,9 +75,9 @@ TargetInput input_of(const Fields& told) {
 }
 
 std::string line_of(const TargetEffect& effect) {
-  return fmt::format("effect {} {} {} {} {} {} {} {} {:#x} {} {}", to_string(effect.kind),
+  return fmt::format("effect {} {} {} {} {} {} {} {} {} {:#x} {} {}", to_string(effect.kind),
                      to_string(effect.rule.from), to_string(effect.rule.on),
-                     to_string(effect.rule.to), to_string(effect.status),
+                     to_string(effect.rule.to), to_string(effect.status), to_string(effect.link),
                      static_cast<int>(effect.policy), effect.epoch, effect.number,
                      runtime::lane_code(effect.lane), effect.awaited, effect.text);
 }
@@ -88,9 +89,9 @@ std::string line_of(const TargetTask& task) {
 }
 
 std::string line_of_effect(Fields told) {
-  return fmt::format("effect {} {} {} {} {} {} {} {} {} {} {}", told["kind"], told["from"],
-                     told["on"], told["to"], told["status"], told["policy"], told["epoch"],
-                     told["number"], told["lane"], told["awaited"], told["text"]);
+  return fmt::format("effect {} {} {} {} {} {} {} {} {} {} {} {}", told["kind"], told["from"],
+                     told["on"], told["to"], told["status"], told["link"], told["policy"],
+                     told["epoch"], told["number"], told["lane"], told["awaited"], told["text"]);
 }
 
 std::string line_of_task(Fields told) {

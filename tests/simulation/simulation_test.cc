@@ -72,6 +72,7 @@ TEST_CASE(
 TEST_CASE("a link that breaks at any moment leaves one copy, and is tied again if it has to be") {
   const Coverage coverage = hold(Trouble::kCutAll, 800);
   CHECK(met(coverage, "a recovery"));
+  CHECK(met(coverage, "a switch that waited for its word"));
 }
 
 TEST_CASE("a link that breaks around the order is tied again, and the guest runs once") {

@@ -29,6 +29,7 @@ runtime::MigrationOptions options_of(const Setup& setup) {
   options.switch_policy =
       setup.manual_switch ? runtime::SwitchPolicy::kManual : runtime::SwitchPolicy::kAfterPass;
   options.passes = setup.passes;
+  options.pause_before_switchover = setup.seed % 6 == 0;
   options.bulk_lanes = static_cast<std::uint32_t>(setup.bulk_lanes);
   options.switch_page_budget = setup.sync_budget;
   options.switch_wait = std::chrono::milliseconds(1);  // A thousand steps.
@@ -173,6 +174,7 @@ void SourceEnd::perform(const SourceEffect& effect) {
       }
       return;
     case Kind::kShow:
+    case Kind::kShowLink:
     case Kind::kLinkLost:
     case Kind::kNoRoom:
     case Kind::kRoomAgain:
@@ -238,6 +240,10 @@ Task SourceEnd::next_task() {
       }
       continue;
     }
+    if (brain_.shown() == runtime::MigrationStatus::kPreSwitchover) {
+      co_await wait_before_the_switch();
+      continue;
+    }
     if (patient_ && brain_.link_lost()) {
       co_await hear_the_target_out();
       continue;
@@ -249,6 +255,18 @@ Task SourceEnd::next_task() {
     if (!brain_.task().has_value() && brain_.deadline().has_value()) {
       pass_time();
     }
+  }
+}
+
+/// Its manager does what it wants to do with a guest that stands still, and says go on.
+Task SourceEnd::wait_before_the_switch() {
+  world_.saw("a switch that waited for its word");
+  for (std::uint64_t turns = world_.random.below(40); turns > 0 && !brain_.task().has_value();
+       --turns) {
+    co_await simulation::step();
+  }
+  if (!brain_.task().has_value()) {
+    feed({.kind = SourceInput::Kind::kContinue});
   }
 }
 

@@ -92,6 +92,7 @@ class SourceEnd {
   Task session();
   Task next_task();
   Task hear_the_target_out();
+  Task wait_before_the_switch();
   [[nodiscard]] bool time_is_over() const;
   void pass_time();
   void try_again();

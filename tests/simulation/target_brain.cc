@@ -124,7 +124,7 @@ void TargetEnd::perform(const TargetEffect& effect) {
     case Kind::kLinger: return world_.add_actor(Process::kTarget, "target lingers", linger());
     case Kind::kShutOut: return shut_out();
     case Kind::kFence: newest_ = effect.epoch; return;
-    case Kind::kShow: case Kind::kSourceAway: case Kind::kLinkLost: case Kind::kControlEnded:
+    case Kind::kShow: case Kind::kShowLink: case Kind::kSourceAway: case Kind::kLinkLost: case Kind::kControlEnded:
     case Kind::kLaneReplaced: case Kind::kOverdue: case Kind::kNoRoom: case Kind::kRoomAgain:
       return;
   }

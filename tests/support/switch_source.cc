@@ -87,6 +87,7 @@ void Steps::perform(World& world, const SourceEffect& effect) {
       Hands(*this, world).note_over();
       break;
     case SourceEffect::Kind::kShow:
+    case SourceEffect::Kind::kShowLink:
     case SourceEffect::Kind::kOweAll:
     case SourceEffect::Kind::kOweNothing:
     case SourceEffect::Kind::kOweNamed:

@@ -52,6 +52,7 @@ void Steps::perform(World& world, const TargetEffect& effect) {
       world.cut_back = true;
       break;
     case TargetEffect::Kind::kShow:
+    case TargetEffect::Kind::kShowLink:
     case TargetEffect::Kind::kTombstone:
     case TargetEffect::Kind::kUseLane:
     case TargetEffect::Kind::kShutControl:

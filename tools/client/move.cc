@@ -40,8 +40,23 @@ const Json* first_address(const Json& migration) {
 
 /// The reason a side gives, or else the other's.
 std::string reason_of(const Json& first, const Json& second) {
-  std::string reason = text_of(first, "error-desc");
-  return reason.empty() ? text_of(second, "error-desc") : reason;
+  for (const Json* said : {&first, &second}) {
+    if (std::string reason = text_of(*said, "error-desc"); !reason.empty()) {
+      return reason;
+    }
+    const Json* own = said->find("x-towline");
+    if (std::string reason = own == nullptr ? "" : text_of(*own, "link-desc"); !reason.empty()) {
+      return reason;
+    }
+  }
+  return {};
+}
+
+/// Nobody is connected to it, whatever its status promises.
+bool is_away(const Json& migration) {
+  const Json* own = migration.find("x-towline");
+  return text_of(migration, "status") == "postcopy-paused" ||
+         (own != nullptr && text_of(*own, "link") == "lost");
 }
 
 /// Of a guest that runs on without what its source took along.
@@ -182,10 +197,9 @@ std::string Move::ask(Peer& peer, const std::string& path, Json& said) const {
   return {};
 }
 
-bool Move::paused_for_long(const std::string& source, const std::string& target) {
-  const bool paused = source == "postcopy-paused" || target == "postcopy-paused";
-  paused_looks_ = paused ? paused_looks_ + 1 : 0;
-  return paused_looks_ >= (source.empty() ? kDesertedLooks : kPausedLooks);
+bool Move::away_for_long(const Json& source, const Json& target) {
+  away_looks_ = is_away(source) || is_away(target) ? away_looks_ + 1 : 0;
+  return away_looks_ >= (source.is_null() ? kDesertedLooks : kPausedLooks);
 }
 
 MoveView Move::judge(Json source, Json target) {
@@ -212,7 +226,7 @@ MoveView Move::judge(Json source, Json target) {
   } else if (source.is_null() && !handed_over_) {
     view.end = MoveEnd::kFailed;
     view.reason = "the source's process has ended, and its guest with it";
-  } else if (paused_for_long(at_source, at_target)) {
+  } else if (away_for_long(source, target)) {
     view.end = MoveEnd::kUndecided;
     view.reason = reason_of(target, source);
   }

@@ -44,7 +44,7 @@ class Move {
   base::Outcome configure();
   base::Outcome set_parameters(Peer& peer, runtime::Parameter::End end);
   [[nodiscard]] MoveView judge(monitor::Json source, monitor::Json target);
-  [[nodiscard]] bool paused_for_long(const std::string& source, const std::string& target);
+  [[nodiscard]] bool away_for_long(const monitor::Json& source, const monitor::Json& target);
 
   std::string ask(Peer& peer, const std::string& path, monitor::Json& said) const;
 
@@ -54,7 +54,7 @@ class Move {
   monitor::Json target_said_;
   const MigrateArguments& arguments_;
   std::string address_;  ///< What the source connects to.
-  int paused_looks_ = 0;
+  int away_looks_ = 0;
   bool handed_over_ = false;  ///< The target has loaded, or is loading, the guest.
 };
 

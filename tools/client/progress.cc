@@ -44,6 +44,15 @@ std::string waits_for(const Json& side) {
   return own == nullptr ? std::string() : text_of(*own, "waits-for");
 }
 
+/// Why nothing moves just now, in short. Empty: it does.
+std::string stopped_by(const Json& side) {
+  const Json* own = side.find("x-towline");
+  if (!waits_for(side).empty()) {
+    return "waits for room at the target";
+  }
+  return own != nullptr && text_of(*own, "link") == "lost" ? "the link is lost" : "";
+}
+
 }  // namespace
 
 double Progress::rate(base::Instant now, std::uint64_t transferred) {
@@ -69,9 +78,9 @@ std::string Progress::line(const MoveView& view, base::Instant now) {
   }
   const std::uint64_t left = whole_of(*ram, "remaining");
   const double speed = rate(now, whole_of(*ram, "transferred"));
-  if (!waits_for(side).empty()) {
-    return fmt::format("{:<15}  {} of {} to go, waits for room at the target", status,
-                       human_bytes(left), human_bytes(whole_of(*ram, "total")));
+  if (const std::string reason = stopped_by(side); !reason.empty()) {
+    return fmt::format("{:<15}  {} of {} to go, {}", status, human_bytes(left),
+                       human_bytes(whole_of(*ram, "total")), reason);
   }
   return fmt::format("{:<15}  {} of {} to go, {}/s, {}{}", status, human_bytes(left),
                      human_bytes(whole_of(*ram, "total")),

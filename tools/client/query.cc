@@ -53,7 +53,7 @@ void print_source_loss(const Json& migration, const Json& own) {
   if (loss == nullptr) {
     return;
   }
-  if (text_of(migration, "status") == "postcopy-paused") {
+  if (text_of(migration, "status") == "postcopy-paused" || text_of(own, "link") == "lost") {
     const std::string policy = text_of(*loss, "policy");
     const std::string when = policy == "wait"
                                  ? std::string()
@@ -90,10 +90,15 @@ void print_migration(const Json& migration) {
   if (const std::string waits = text_of(*own, "waits-for"); !waits.empty()) {
     put(stdout, fmt::format("  waits for {}\n", waits));
   }
+  if (const std::string link = text_of(*own, "link"); link == "lost" || link == "recovering") {
+    put(stdout, fmt::format("  link      {}\n", link));
+  }
   print_source_loss(migration, *own);
   print_faults(*own);
-  if (const std::string error = text_of(migration, "error-desc"); !error.empty()) {
-    put(stdout, fmt::format("  reason    {}\n", error));
+  for (const std::string& reason : {text_of(migration, "error-desc"), text_of(*own, "link-desc")}) {
+    if (!reason.empty()) {
+      put(stdout, fmt::format("  reason    {}\n", reason));
+    }
   }
 }
 

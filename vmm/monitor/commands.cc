@@ -183,6 +183,13 @@ Answer migrate_start_postcopy(CommandContext& context, CommandArguments& argumen
   return done();
 }
 
+Answer migrate_continue(CommandContext& context, CommandArguments& arguments) {
+  const std::string state = TRY(arguments.text("state"));
+  NO_ARGUMENTS();
+  TRY(context.migration.continue_switch(state));
+  return done();
+}
+
 Answer query_migrate(CommandContext& context, CommandArguments& arguments) {
   NO_ARGUMENTS();
   return query_migrate_json(context.migration.report());
@@ -271,6 +278,7 @@ constexpr std::array kCommands{
     Command{"migrate-incoming",           false, migrate_incoming},
     Command{"migrate_cancel",             true,  migrate_cancel},
     Command{"migrate-start-postcopy",     true,  migrate_start_postcopy},
+    Command{"migrate-continue",           false, migrate_continue},
     Command{"migrate-pause",              true,  migrate_pause},
     Command{"migrate-recover",            true,  migrate_recover},
     Command{"x-towline-take-back",        false, take_back},

@@ -106,6 +106,10 @@ Answer migrate(const Call& call) {
   return order(call, "migrate", arguments);
 }
 
+Answer migrate_continue(const Call& call) {
+  return order(call, "migrate-continue", Json::object({{"state", call.words.front()}}));
+}
+
 Answer migrate_incoming(const Call& call) {
   return order(call, "migrate-incoming", Json::object({{"uri", call.words.front()}}));
 }
@@ -144,6 +148,7 @@ constexpr std::array kHumanCommands{
     HumanCommand{"migrate", "dr", "uri", 1, 1,
                  "move the guest to uri; -d: do not wait for its end; -r: go on with a paused move", migrate},
     HumanCommand{"migrate_cancel", "", "", 0, 0, "cancel the move", [](const Call& call) { return order(call, "migrate_cancel"); }},
+    HumanCommand{"migrate_continue", "", "state", 1, 1, "go on from a state in which the move waits: pre-switchover", migrate_continue},
     HumanCommand{"migrate_incoming", "", "uri", 1, 1, "wait for a guest at uri", migrate_incoming},
     HumanCommand{"migrate_pause", "", "", 0, 0, "pause a move in post-copy", [](const Call& call) { return order(call, "migrate-pause"); }},
     HumanCommand{"migrate_recover", "", "uri", 1, 1, "wait for a paused move's source at uri", migrate_recover},

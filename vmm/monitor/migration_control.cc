@@ -24,6 +24,7 @@ bool in_postcopy(MigrationStatus status) {
     case MigrationStatus::kNone:
     case MigrationStatus::kSetup:
     case MigrationStatus::kActive:
+    case MigrationStatus::kPreSwitchover:
     case MigrationStatus::kDevice:
     case MigrationStatus::kCompleted:
     case MigrationStatus::kFailed:
@@ -138,7 +139,7 @@ base::Outcome MigrationControl::adopt(const Start& start) {
 }
 
 base::Outcome MigrationControl::resume_migration(const runtime::Uri& target) {
-  if (outgoing_status() != MigrationStatus::kPostcopyPaused) {
+  if (outgoing_ == nullptr || outgoing_->report().link != runtime::LinkState::kLost) {
     return refuse("Cannot resume if there is no paused migration");
   }
   return outgoing_->resume(target);
@@ -157,7 +158,7 @@ base::Outcome MigrationControl::pause() {
 }
 
 base::Outcome MigrationControl::recover_at(const runtime::Uri& at) {
-  if (incoming_ == nullptr || incoming_->report().status != MigrationStatus::kPostcopyPaused) {
+  if (incoming_ == nullptr || incoming_->report().link != runtime::LinkState::kLost) {
     return refuse("Migrate recover can only be run when postcopy is paused.");
   }
   TRY(may_listen(at));
@@ -199,6 +200,14 @@ base::Outcome MigrationControl::start_postcopy() {
   }
   outgoing_->start_postcopy();
   return base::Done{};
+}
+
+base::Outcome MigrationControl::continue_switch(const std::string& state) {
+  const auto status = runtime::to_string(outgoing_status());
+  if (outgoing_status() != MigrationStatus::kPreSwitchover || state != status) {
+    return refuse(fmt::format("Migration not in expected state: {}", status));
+  }
+  return outgoing_->continue_switch();
 }
 
 base::Outcome MigrationControl::cancel() {

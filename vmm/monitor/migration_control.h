@@ -76,6 +76,9 @@ class MigrationControl {
   /// as the parameter says.
   base::Outcome give_up_source(std::optional<runtime::SourceLoss> how);
   base::Outcome start_postcopy();
+
+  /// migrate-continue. `state`: in which the caller believes it to wait.
+  base::Outcome continue_switch(const std::string& state);
   base::Outcome cancel();
 
   /// Begins to listen. `exit_on_error`: see exits_on_error().

@@ -14,6 +14,14 @@ namespace {
 using runtime::MigrationReport;
 using runtime::MigrationStatus;
 
+/// The link is lost, and its user is not to take that for a failure yet: a manager that finds
+/// error-desc might.
+bool heals(const MigrationReport& report) {
+  return report.link != runtime::LinkState::kUp && !report.error.empty() &&
+         (report.status == MigrationStatus::kPostcopyActive ||
+          report.status == MigrationStatus::kPostcopyDevice);
+}
+
 /// What the other end lacks. Before the first byte that is all of memory; 0 would read as "done".
 std::uint64_t remaining_bytes(const MigrationReport& report) {
   switch (report.status) {
@@ -23,6 +31,7 @@ std::uint64_t remaining_bytes(const MigrationReport& report) {
       return 0;
     case MigrationStatus::kNone:
     case MigrationStatus::kActive:
+    case MigrationStatus::kPreSwitchover:
     case MigrationStatus::kDevice:
     case MigrationStatus::kPostcopyDevice:
     case MigrationStatus::kPostcopyActive:
@@ -114,6 +123,10 @@ Json own_json(const RoleReport& latest) {
   own.set("remaining-pages",
           report.page_size == 0 ? 0 : remaining_bytes(report) / report.page_size);
   own.set("pages-after-switch", report.pages_after_switch);
+  own.set("link", runtime::to_string(report.link));
+  if (heals(report)) {
+    own.set("link-desc", report.error);
+  }
   own.set("epoch", report.epoch);
   own.set("recoveries", report.recoveries);
   own.set("lanes-replaced", report.lanes_replaced);
@@ -156,6 +169,7 @@ void add_downtime(Json& answer, const MigrationReport& report) {
     // Whole milliseconds, up: a blackout of half of one is not none. x-towline tells it exactly.
     answer.set("downtime", static_cast<std::int64_t>(std::ceil(*report.downtime_ms)));
   } else if (report.status == MigrationStatus::kActive ||
+             report.status == MigrationStatus::kPreSwitchover ||
              report.status == MigrationStatus::kDevice) {
     answer.set("expected-downtime", std::llround(report.expected_downtime_ms));
   }
@@ -177,7 +191,7 @@ Json query_migrate_json(const std::optional<RoleReport>& latest) {
   answer.set("total-time", report.total_time.count());
   answer.set("setup-time", report.setup_time.count());
   add_downtime(answer, report);
-  if (!report.error.empty()) {
+  if (!report.error.empty() && !heals(report)) {
     answer.set("error-desc", report.error);
   }
   if (has_listener(*latest)) {

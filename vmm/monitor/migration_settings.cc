@@ -25,13 +25,12 @@ using runtime::SwitchPolicy;
 
 /// The capabilities of QEMU 7.2 to 10.2 that are not built here. Each is off there unless it is
 /// set, and off here always.
-constexpr std::array<std::string_view, 19> kAlwaysOff{"xbzrle",
+constexpr std::array<std::string_view, 18> kAlwaysOff{"xbzrle",
                                                       "rdma-pin-all",
                                                       "auto-converge",
                                                       "zero-blocks",
                                                       "x-colo",
                                                       "release-ram",
-                                                      "pause-before-switchover",
                                                       "compress",
                                                       "dirty-bitmaps",
                                                       "postcopy-blocktime",
@@ -241,6 +240,8 @@ base::Outcome apply(MigrationSettings& settings, const CapabilityChange& change)
     settings.postcopy_preempt = change.state;
   } else if (change.name == "multifd") {
     settings.multifd = change.state;
+  } else if (change.name == "pause-before-switchover") {
+    settings.options.pause_before_switchover = change.state;
   } else if (change.name != "return-path") {
     // Managers turn off every capability that they do not use; these are always off.
     return is_always_off(change.name) && !change.state
@@ -266,6 +267,7 @@ Json capabilities_json(const MigrationSettings& settings) {
   add("postcopy-ram", settings.postcopy_ram);
   add("postcopy-preempt", settings.postcopy_preempt);
   add("multifd", settings.multifd);
+  add("pause-before-switchover", settings.options.pause_before_switchover);
   add("return-path", true);
   return list;
 }

@@ -66,6 +66,13 @@ class Monitor::MigrationEvents final : public runtime::MigrationObserver {
     on_loop([role = role_, status](Monitor& monitor) { monitor.migration_is(role, status); });
   }
 
+  void on_link(runtime::LinkState state) override {
+    on_loop([state](Monitor& monitor) {
+      monitor.tell_if_wanted("X_TOWLINE_LINK",
+                             Json::object({{"state", runtime::to_string(state)}}));
+    });
+  }
+
   void on_pass(std::uint64_t pass) override {
     on_loop([pass](Monitor& monitor) {
       monitor.tell_if_wanted("MIGRATION_PASS", Json::object({{"pass", pass}}));

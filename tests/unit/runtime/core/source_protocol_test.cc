@@ -219,6 +219,118 @@ TEST_CASE("another process that answers proves nothing") {
   CHECK(source.times(Effect::kReadControl) == 1);  // Of the first epoch.
 }
 
+/// The last status that its user was shown.
+MigrationStatus shown(const Source& source) {
+  MigrationStatus status = MigrationStatus::kNone;
+  for (const SourceEffect& effect : source.effects) {
+    status = effect.kind == Effect::kShow ? effect.status : status;
+  }
+  return status;
+}
+
+TEST_CASE("a loss that heals by itself shows as the link's, and the status stays what it was") {
+  Source source(after_pass());
+  source.to_serving();
+  REQUIRE(shown(source) == MigrationStatus::kPostcopyActive);
+  source.lose();
+  CHECK(source.brain.link() == LinkState::kLost);  // At once, though its last words are waited for.
+  source.pass_time();
+  source.finish(Task::kReadToTheEnd);
+  source.finish(Task::kDropEpoch);
+  source.finish(Task::kOpenControl);
+  CHECK(source.brain.link() == LinkState::kRecovering);
+  REQUIRE(source.brain.state() == SourceState::kServingRecovering);
+  CHECK(shown(source) == MigrationStatus::kPostcopyActive);
+  CHECK(source.times(Effect::kShowLink) == 2);
+  source.now += std::chrono::seconds(3);
+  CHECK(source.brain.owes_status(source.now));
+  REQUIRE(source.feed({.kind = Input::kTime}).ok());
+  CHECK(shown(source) == MigrationStatus::kPostcopyRecover);
+  CHECK_FALSE(source.brain.owes_status(source.now));
+}
+
+TEST_CASE("a loss before *running* shows as what it interrupted, and later as a pause") {
+  Source source(after_pass());
+  source.to_paused();
+  CHECK(source.brain.shown() == MigrationStatus::kPostcopyDevice);
+  source.now += std::chrono::seconds(3);
+  REQUIRE(source.feed({.kind = Input::kTime}).ok());
+  CHECK(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+}
+
+TEST_CASE("a loss that needs somebody's hand shows as a pause at once") {
+  MigrationOptions options = after_pass();
+  SUBCASE("nobody tries again") {
+    options.auto_recover = false;
+    Source source(options);
+    source.to_paused();
+    CHECK(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+  }
+  SUBCASE("the user wanted it so") {
+    options.paused_after = std::chrono::hours(1);
+    Source source(options);
+    source.to_serving();
+    REQUIRE(source.feed({.kind = Input::kPause}).ok());
+    source.pass_time();
+    source.finish(Task::kReadToTheEnd);
+    CHECK(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+  }
+  SUBCASE("whoever answers turns it away") {
+    options.paused_after = std::chrono::hours(1);
+    Source source(options);
+    source.to_paused();
+    source.fail(Task::kOpenControl,
+                base::Error{base::ErrorKind::kDisconnected, 0, "connect", "no"});
+    source.finish(Task::kDropEpoch);
+    CHECK(source.brain.shown() == MigrationStatus::kPostcopyDevice);  // The next try may succeed.
+    source.pass_time();
+    source.fail(Task::kOpenControl,
+                base::Error{base::ErrorKind::kRefused, 0, "connect", "no room"});
+    CHECK(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+  }
+}
+
+MigrationOptions with_a_pause() {
+  MigrationOptions options = after_pass();
+  options.pause_before_switchover = true;
+  return options;
+}
+
+TEST_CASE("a switch that waits for its user's word stands between the guest's stop and the order") {
+  Source source(with_a_pause());
+  source.to_passing();
+  CHECK_FALSE(source.feed({.kind = Input::kContinue}).ok());
+  source.finish(Task::kBeginLog);
+  source.finish(Task::kRunPass);
+  source.finish(Task::kSendRound);
+  REQUIRE(source.feed({.kind = Input::kStaleApplied}).ok());
+  source.finish(Task::kAwaitPageServer);
+  CHECK(shown(source) == MigrationStatus::kActive);
+  source.finish(Task::kPark);
+  REQUIRE_FALSE(source.brain.task().has_value());
+  CHECK(source.brain.state() == SourceState::kSwitching);
+  CHECK(shown(source) == MigrationStatus::kPreSwitchover);
+  SUBCASE("it comes") {
+    REQUIRE(source.feed({.kind = Input::kContinue}).ok());
+    CHECK(shown(source) == MigrationStatus::kDevice);
+    CHECK_FALSE(source.feed({.kind = Input::kContinue}).ok());
+    source.finish(Task::kPrepareFlight);
+    CHECK(source.brain.state() == SourceState::kOrdered);
+  }
+  SUBCASE("the user cancels instead") {
+    REQUIRE(source.feed({.kind = Input::kCancel}).ok());
+    source.finish(Task::kSayCancelled);
+    CHECK(source.brain.state() == SourceState::kCancelled);
+    CHECK(source.times(Effect::kGiveBack) == 1);
+  }
+  SUBCASE("the link is lost meanwhile") {
+    source.lose();
+    CHECK(source.brain.state() == SourceState::kFailed);
+    CHECK(source.times(Effect::kGiveBack) == 1);
+  }
+  CHECK_FALSE(source.feed({.kind = Input::kContinue}).ok());
+}
+
 TEST_CASE("*complete* ends a recovery, whatever word before it was lost") {
   Source source(after_pass());
   source.to_serving();
@@ -304,6 +416,8 @@ class Walk {
     chosen.passes = static_cast<std::uint32_t>(below(3));
     chosen.switch_policy = static_cast<SwitchPolicy>(below(3));
     chosen.auto_recover = below(4) != 0;
+    chosen.pause_before_switchover = below(3) == 0;
+    chosen.paused_after = std::chrono::milliseconds(below(2) * 3000);
     chosen.reconnect_deadline = std::chrono::seconds(below(2));
     if (below(2) == 0) {
       chosen.alternates.emplace_back();
@@ -331,13 +445,13 @@ class Walk {
       return {.kind = Input::kTime};
     }
     static constexpr std::array kAny{
-        Input::kTime,       Input::kAccept,       Input::kRefuse,      Input::kStaleApplied,
-        Input::kRunning,    Input::kNever,        Input::kComplete,    Input::kMissing,
-        Input::kMissingEnd, Input::kLaneLost,     Input::kNoRoom,      Input::kRoomAgain,
-        Input::kBeat,       Input::kControlEnded, Input::kLinkLost,    Input::kLaneBroken,
-        Input::kSwitchWord, Input::kCancel,       Input::kPause,       Input::kResume,
-        Input::kTakeBack,   Input::kLeave,        Input::kAccept,      Input::kStaleApplied,
-        Input::kRunning,    Input::kMissingEnd,   Input::kStaleApplied};
+        Input::kTime,       Input::kAccept,       Input::kRefuse,       Input::kStaleApplied,
+        Input::kRunning,    Input::kNever,        Input::kComplete,     Input::kMissing,
+        Input::kMissingEnd, Input::kLaneLost,     Input::kNoRoom,       Input::kRoomAgain,
+        Input::kBeat,       Input::kControlEnded, Input::kLinkLost,     Input::kLaneBroken,
+        Input::kSwitchWord, Input::kCancel,       Input::kPause,        Input::kResume,
+        Input::kTakeBack,   Input::kLeave,        Input::kAccept,       Input::kStaleApplied,
+        Input::kRunning,    Input::kMissingEnd,   Input::kStaleApplied, Input::kContinue};
     SourceInput input{.kind = kAny[below(kAny.size())]};
     // What ends a move at once is rare, or nothing else would be seen.
     if ((input.kind == Input::kLeave || input.kind == Input::kNever ||

@@ -902,6 +902,66 @@ TEST_CASE("a marker that is silent for too long ends the waiting for it") {
   CHECK_FALSE(end.feed(silent).outcome.ok());
 }
 
+// ---- what its user sees -------------------------------------------------------------------------
+
+TEST_CASE(
+    "a source that is away for a moment shows as the link, and the status stays what it was") {
+  End end;
+  end.run();
+  const Fed lost = end.control_ended();
+  CHECK(end.brain.link() == LinkState::kLost);
+  CHECK(lost.did(Effect::kShowLink));
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyActive);
+  SUBCASE("it comes back in time") {
+    end.come_back(2);
+    CHECK(end.brain.link() == LinkState::kRecovering);
+    end.resume();
+    CHECK(end.brain.link() == LinkState::kUp);
+    CHECK(end.brain.shown() == MigrationStatus::kPostcopyActive);
+    end.now += std::chrono::seconds(3);
+    CHECK_FALSE(end.brain.owes_status(end.now));
+  }
+  SUBCASE("it stays away") {
+    end.now += std::chrono::seconds(3) - std::chrono::milliseconds(1);
+    CHECK_FALSE(end.brain.owes_status(end.now));
+    end.now += std::chrono::milliseconds(1);
+    CHECK(end.brain.owes_status(end.now));
+    CHECK(end.feed({.kind = Input::kTime, .flag = true}).did(Effect::kShow));
+    CHECK(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+  }
+  SUBCASE("its user names another address meanwhile") {
+    CHECK(end.brain.may_let_in().ok());
+  }
+  SUBCASE("it is given up") {
+    CHECK(end.give_up(SourceLoss::kPoison).did(Effect::kShow));
+    CHECK(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+  }
+}
+
+TEST_CASE("a loaded guest whose order is not here shows as a pause only when time is over") {
+  End end;
+  end.load();
+  (void)end.control_ended();
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyDevice);
+  end.now += std::chrono::seconds(3);
+  CHECK(end.feed({.kind = Input::kTime, .flag = true}).outcome.ok());
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+  CHECK_FALSE(end.feed({.kind = Input::kTime, .flag = true}).outcome.ok());
+}
+
+TEST_CASE("a target that needs somebody's hand shows a pause at once") {
+  End end;
+  end.run();
+  SUBCASE("its user wanted it so") {
+    REQUIRE(end.word(Input::kPause).outcome.ok());
+  }
+  SUBCASE("there is no room for what the source brings") {
+    REQUIRE(end.lane_ended(kBulkLane, ErrorKind::kOverloaded).did(Effect::kLanesLost));
+  }
+  (void)end.control_ended();
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+}
+
 // ---- every input in every state -----------------------------------------------------------------
 
 struct Named {

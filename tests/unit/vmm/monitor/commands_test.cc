@@ -49,6 +49,7 @@ TEST_CASE("every command refuses arguments that it does not know") {
         name == "migrate" || name == "migrate-incoming" || name == "migrate-recover"
             ? R"({"uri": "tcp:127.0.0.1:1", "extra": 1})"
         : name == "migrate-set-capabilities" ? R"({"capabilities": [], "extra": 1})"
+        : name == "migrate-continue"         ? R"({"state": "pre-switchover", "extra": 1})"
         : name == "human-monitor-command"    ? R"({"command-line": "quit", "extra": 1})"
                                              : R"({"extra": 1})";
     CHECK_MESSAGE(desk.bad(name, arguments) == "Parameter 'extra' is unexpected", name);

@@ -76,6 +76,8 @@ struct FakeMigration {
 
   void becomes(runtime::MigrationStatus status) {
     report.status = status;
+    report.link = status == runtime::MigrationStatus::kPostcopyPaused ? runtime::LinkState::kLost
+                                                                      : runtime::LinkState::kUp;
     observer->on_status(status);
   }
 };
@@ -98,6 +100,8 @@ class FakeOutgoing final : public runtime::Outgoing {
   }
 
   void start_postcopy() override { state_->orders.emplace_back("start-postcopy"); }
+
+  base::Outcome continue_switch() override { return order("continue"); }
 
   base::Outcome cancel() override {
     state_->orders.emplace_back("cancel");

@@ -27,17 +27,19 @@ std::string refusal(const base::Expected<MigrationSettings>& result) {
   return result.error().detail;
 }
 
-TEST_CASE("the capabilities are exactly five, each of which can be set") {
+TEST_CASE("the capabilities are exactly six, each of which can be set") {
   const Json list = capabilities_json({});
-  CHECK(
-      list.dump() ==
-      R"([{"state": false, "capability": "events"}, {"state": false, "capability": )"
-      R"("postcopy-ram"}, {"state": false, "capability": "postcopy-preempt"}, )"
-      R"({"state": false, "capability": "multifd"}, {"state": true, "capability": "return-path"}])");
+  CHECK(list.dump() ==
+        R"([{"state": false, "capability": "events"}, {"state": false, "capability": )"
+        R"("postcopy-ram"}, {"state": false, "capability": "postcopy-preempt"}, )"
+        R"({"state": false, "capability": "multifd"}, )"
+        R"({"state": false, "capability": "pause-before-switchover"}, )"
+        R"({"state": true, "capability": "return-path"}])");
   const auto all = capabilities(R"([{"capability": "events", "state": true},
                                     {"capability": "postcopy-ram", "state": true},
                                     {"capability": "postcopy-preempt", "state": true},
                                     {"capability": "multifd", "state": true},
+                                    {"capability": "pause-before-switchover", "state": true},
                                     {"capability": "return-path", "state": true}])");
   REQUIRE(all.ok());
   const Json told = capabilities_json(all.value());
@@ -62,7 +64,7 @@ TEST_CASE("capabilities that are not built are refused as unknown values") {
 
 TEST_CASE("what QEMU has and Towline not may be turned off, where it always is, and not on") {
   constexpr const char* kQemus =
-      "xbzrle rdma-pin-all auto-converge zero-blocks x-colo release-ram pause-before-switchover "
+      "xbzrle rdma-pin-all auto-converge zero-blocks x-colo release-ram "
       "multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared validate-uuid "
       "background-snapshot zero-copy-send switchover-ack dirty-limit mapped-ram compress block";
   std::istringstream names(kQemus);
@@ -75,7 +77,7 @@ TEST_CASE("what QEMU has and Towline not may be turned off, where it always is, 
   const auto set = capabilities(all + "]");
   REQUIRE(set.ok());
   CHECK(set.value().postcopy_ram);
-  CHECK(capabilities_json(set.value()).items()->size() == 5);  // Told is only what there is.
+  CHECK(capabilities_json(set.value()).items()->size() == 6);  // Told is only what there is.
   CHECK(refusal(capabilities(R"([{"capability": "nosuch", "state": false}])")) ==
         "Parameter 'capability' does not accept value 'nosuch'");
   CHECK(refusal(capabilities(all + R"(, {"capability": "mapped-ram", "state": true}])")) ==
@@ -109,6 +111,7 @@ TEST_CASE("the parameters and their defaults are told under QEMU's names") {
       R"("x-towline-switch": "manual", "x-towline-passes": 1, "x-towline-bulk-lanes": 2, "multifd-channels": 2, )"
       R"("x-towline-auto-recover": true, "x-towline-heartbeat-ms": 100, )"
       R"("x-towline-patience-ms": 250, "x-towline-frozen-patience-ms": 5000, )"
+      R"("x-towline-paused-after-ms": 3000, )"
       R"("x-towline-reconnect-deadline-s": 0, "x-towline-alternates": [], )"
       R"("x-towline-memory-reserve": 67108864, "x-towline-source-loss": "wait", )"
       R"("x-towline-source-loss-deadline-s": 60, )"
