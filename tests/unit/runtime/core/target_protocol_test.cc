@@ -864,7 +864,8 @@ TEST_CASE("a lane that waits in vain for its replacement takes the link with it"
   End end;
   end.run();
   (void)end.lane_ended(kBulkLane);
-  end.now += MigrationOptions().handshake_timeout - std::chrono::milliseconds(1);
+  const MigrationOptions options;
+  end.now += options.handshake_timeout - std::chrono::milliseconds(1);
   CHECK_FALSE(end.signs({}).did(Effect::kShutLanes));
   SUBCASE("none comes") {
     end.now += std::chrono::milliseconds(1);
