@@ -20,10 +20,8 @@ constexpr base::Bytes kMostInABatch{64U << 10U};
 
 }  // namespace
 
-void BulkSender::start_push(PushOrder& order, std::uint64_t max_bandwidth, bool holes_first,
-                            const Lost& lost) {
+void BulkSender::start_push(PushOrder& order, bool holes_first, const Lost& lost) {
   begin_sending();
-  limiter_.set_rate(max_bandwidth);
   std::size_t lanes = 0;
   {
     const base::Lock lock(lanes_mutex_);

@@ -59,8 +59,7 @@ class BulkSender {
   /// Sends everything owed, in the order's order, and then each lane's last marker. The guest is
   /// parked for good. `lost` is called from a lane's thread if it breaks; what that thread had
   /// taken and could not send is owed again, and it waits for replace() or stop().
-  void start_push(PushOrder& order, std::uint64_t max_bandwidth, bool holes_first,
-                  const Lost& lost);
+  void start_push(PushOrder& order, bool holes_first, const Lost& lost);
 
   /// Ends lane `number` at once: nothing is sent on it when this returns. Threads: any.
   void end_lane(std::uint8_t number);

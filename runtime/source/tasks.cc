@@ -250,16 +250,16 @@ Outcome SourceDriver::send_flight() {
 // ---- after the order ----------------------------------------------------------------------------
 
 Outcome SourceDriver::start_push() {
-  std::uint64_t limit = 0;
   {
+    // In one step with reading it: a limit that the user sets in between would be undone.
     const base::Lock lock(mutex_);
-    limit = options_.max_postcopy_bandwidth;
+    own_epoch().bulk()->set_bandwidth(options_.max_postcopy_bandwidth);
   }
   // After a loss, holes may be among what the target misses.
   const bool holes_first =
       rounds_ == nullptr || own_epoch().number() > 1 || own_epoch().bulk()->was_cut();
   own_epoch().bulk()->start_push(
-      *order_, limit, holes_first,
+      *order_, holes_first,
       [this, epoch = own_epoch().number()](std::uint8_t lane, std::uint32_t attempt,
                                            const base::Error& reason) {
         lose_lane(LaneName{wire::LaneRole::kBulk, lane}, attempt, epoch, reason);

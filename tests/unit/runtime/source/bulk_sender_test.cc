@@ -55,7 +55,7 @@ TEST_CASE("pages that the push cannot read are owed again, and the reason is tol
 
   const auto order = make_address_order(layout.pages());
   std::promise<base::Error> reason;
-  sender.start_push(*order, 0, false, [&](std::uint8_t, std::uint32_t, const base::Error& error) {
+  sender.start_push(*order, false, [&](std::uint8_t, std::uint32_t, const base::Error& error) {
     reason.set_value(error);
   });
   CHECK(std::string_view(reason.get_future().get().operation) == "pread");
