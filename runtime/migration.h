@@ -38,6 +38,9 @@ std::string_view to_string(MigrationStatus status);
 /// No further change will come.
 [[nodiscard]] bool is_final(MigrationStatus status);
 
+/// The loss of the link shows in it.
+[[nodiscard]] bool shows_a_loss(MigrationStatus status);
+
 /// What connects both ends just now. Unlike the status, it is told at once.
 enum class LinkState : std::uint8_t {
   kUp,

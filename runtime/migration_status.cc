@@ -41,6 +41,12 @@ bool is_final(MigrationStatus status) {
          status == MigrationStatus::kCancelled;
 }
 
+bool shows_a_loss(MigrationStatus status) {
+  return status == MigrationStatus::kPostcopyPaused ||
+         status == MigrationStatus::kPostcopyRecoverSetup ||
+         status == MigrationStatus::kPostcopyRecover;
+}
+
 std::string_view to_string(LinkState state) {
   switch (state) {
     case LinkState::kUp:

@@ -18,10 +18,6 @@ constexpr std::chrono::milliseconds kPatience{500};
 // waits longer every time.
 constexpr std::uint32_t kMostAttempts = 1000;
 
-bool is_of_the_lane(const base::Error& reason) {
-  return reason.kind == ErrorKind::kDisconnected || reason.kind == ErrorKind::kCorrupt;
-}
-
 }  // namespace
 
 void SourceProtocol::lose(const base::Error& reason) {

@@ -232,6 +232,7 @@ void SourceProtocol::recovered() {
   emit(SourceEffect::Kind::kRecovered).attempt = static_cast<std::uint32_t>(attempts_);
   lost_at_.reset();
   turned_away_ = false;
+  by_hand_ = false;
   attempts_ = 0;
   backoff_.reset();
 }

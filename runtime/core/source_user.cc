@@ -100,21 +100,25 @@ void SourceProtocol::leave() {
 
 // ---- what the user sees -------------------------------------------------------------------------
 
+// What ends as agreed is no loss; and a session that ended without a link did not get one by that.
 LinkState SourceProtocol::link() const {
   if (is_recovering(state_)) {
     return LinkState::kRecovering;
   }
-  const bool in_use = !before_order(state_) && !is_final(status_of(state_));
-  const bool away = status_of(state_) == MigrationStatus::kPostcopyPaused ||
-                    status_of(state_) == MigrationStatus::kPostcopyRecoverSetup;
-  return in_use && (away || link_.lost.has_value()) ? LinkState::kLost : LinkState::kUp;
+  if (state_ == SourceState::kFailed || state_ == SourceState::kCancelled) {
+    return link_shown_;
+  }
+  const bool agreed = complete_ || never_.has_value();
+  const bool lost = !before_order(state_) && link_.lost.has_value() && !agreed;
+  return lost || shows_a_loss(status_of(state_)) ? LinkState::kLost : LinkState::kUp;
 }
 
 // Most losses are over within milliseconds, and managers take postcopy-paused for a failure. What
-// needs somebody's hand shows at once.
+// needs somebody's hand shows at once; and what was shown stays until the link is tied.
 bool SourceProtocol::heals_by_itself(base::Instant now) const {
-  return lost_at_.has_value() && now - *lost_at_ < base::Duration(options_.paused_after) &&
-         options_.auto_recover && !held_ && !by_hand_ && !turned_away_;
+  return !shows_a_loss(shown_) && lost_at_.has_value() &&
+         now - *lost_at_ < base::Duration(options_.paused_after) && options_.auto_recover &&
+         !held_ && !by_hand_ && !turned_away_;
 }
 
 MigrationStatus SourceProtocol::status_at(base::Instant now) const {
@@ -164,6 +168,9 @@ void SourceProtocol::show_loss() {
 // ---- answers ------------------------------------------------------------------------------------
 
 std::string SourceProtocol::reason() const {
+  if (error_.empty() && link() == LinkState::kLost && link_.lost.has_value()) {
+    return base::to_string(*link_.lost);  // The target's last words are still waited for.
+  }
   return attempt_error_.empty() ? error_
                                 : fmt::format("{}; last attempt: {}", error_, attempt_error_);
 }

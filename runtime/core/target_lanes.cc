@@ -16,10 +16,6 @@ base::Err<base::Error> refused(std::string why) {
   return base::Err{base::Error{ErrorKind::kRefused, 0, "lane", std::move(why)}};
 }
 
-bool is_of_the_lane(const base::Error& error) {
-  return error.kind == ErrorKind::kDisconnected || error.kind == ErrorKind::kCorrupt;
-}
-
 }  // namespace
 
 // Only while the guest runs here and the control lane is as good as ever. Before that a lost lane

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "base/error.h"
 #include "runtime/wire/format.h"
 
 namespace towline::runtime {
@@ -37,6 +38,11 @@ inline std::optional<LaneName> lane_of_code(std::uint64_t code) {
     return std::nullopt;
   }
   return LaneName{wire::LaneRole::kBulk, static_cast<std::uint8_t>(number)};
+}
+
+/// It ended for a reason of its own, so that another one in its place may do better.
+inline bool is_of_the_lane(const base::Error& reason) {
+  return reason.kind == base::ErrorKind::kDisconnected || reason.kind == base::ErrorKind::kCorrupt;
 }
 
 }  // namespace towline::runtime

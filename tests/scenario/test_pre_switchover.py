@@ -25,6 +25,7 @@ class PreSwitchover(moves.MoveCase):
         self.go_on()
         self.completed()
         self.verdict()
+        self.source.qmp.wait_event('MIGRATION', status='completed')
         seen = self.statuses()
         at = seen.index('pre-switchover')
         self.assertEqual(seen[at - 1:at + 3],

@@ -51,6 +51,7 @@ class Promised(StatusCase):
             self.wait_link('up')
         self.finish()
         for machine in (self.source, self.target):
+            machine.qmp.wait_event('MIGRATION', status='completed')
             seen = self.statuses(machine)
             self.assertEqual(seen[-2:], ['postcopy-active', 'completed'], seen)
             self.assertFalse({'postcopy-paused', 'postcopy-recover', 'postcopy-recover-setup'} &
@@ -58,6 +59,13 @@ class Promised(StatusCase):
             told = [event['data']['state'] for event in machine.qmp.events('X_TOWLINE_LINK')]
             self.assertGreaterEqual(told.count('lost'), 5, told)
             self.assertEqual(told[-1], 'up', told)
+
+    def test_a_move_that_nothing_disturbs_has_no_loss(self):
+        self.in_postcopy()
+        self.finish()
+        for machine in (self.source, self.target):
+            machine.qmp.wait_event('MIGRATION', status='completed')
+            self.assertEqual(machine.qmp.events('X_TOWLINE_LINK'), [])
 
     def test_a_loss_is_told_at_once_beside_a_status_that_stays(self):
         self.in_postcopy()
@@ -119,6 +127,7 @@ class InTime(StatusCase):
         self.relay.cut()
         for machine in (self.source, self.target):
             machine.qmp.wait_status('postcopy-paused')
+            machine.qmp.wait_event('MIGRATION', status='postcopy-paused')
             self.assertTrue(machine.qmp.migration()['error-desc'])
             names = [(event['event'], event['data'].get('status') or event['data'].get('state'))
                      for event in machine.qmp.events()

@@ -290,6 +290,67 @@ TEST_CASE("a loss that needs somebody's hand shows as a pause at once") {
   }
 }
 
+TEST_CASE("a pause that was shown is shown until the link is tied") {
+  Source source(after_pass());
+  source.to_paused();
+  source.fail(Task::kOpenControl, base::Error{base::ErrorKind::kRefused, 0, "connect", "no room"});
+  source.finish(Task::kDropEpoch);
+  REQUIRE(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+  source.pass_time();
+  source.fail(Task::kOpenControl);
+  CHECK(source.brain.shown() == MigrationStatus::kPostcopyPaused);
+}
+
+TEST_CASE("a loss after a recovery by hand heals by itself again") {
+  Source source(after_pass());
+  source.to_serving();
+  source.lose();
+  source.pass_time();
+  source.finish(Task::kReadToTheEnd);
+  REQUIRE(source.feed({.kind = Input::kResume}).ok());
+  source.finish(Task::kDropEpoch);
+  source.finish(Task::kOpenControl);
+  CHECK(source.brain.shown() == MigrationStatus::kPostcopyRecover);
+  REQUIRE(source.feed({.kind = Input::kRunning}).ok());
+  REQUIRE(source.feed({.kind = Input::kMissingEnd}).ok());
+  source.finish(Task::kOpenLanesAgain);
+  source.finish(Task::kResume);
+  REQUIRE(source.brain.state() == SourceState::kServing);
+  source.finish(Task::kStartPush);
+  source.lose();
+  source.pass_time();
+  source.finish(Task::kReadToTheEnd);
+  REQUIRE(source.brain.state() == SourceState::kServingPaused);
+  CHECK(source.brain.shown() == MigrationStatus::kPostcopyActive);
+}
+
+TEST_CASE("the reason of a loss is known as soon as the loss") {
+  Source source(after_pass());
+  source.to_serving();
+  CHECK(source.brain.reason().empty());
+  source.lose();
+  REQUIRE(source.brain.link() == LinkState::kLost);
+  CHECK_FALSE(source.brain.reason().empty());
+}
+
+TEST_CASE("lanes that close behind *complete* are no loss") {
+  Source source(after_pass());
+  source.to_serving();
+  REQUIRE(source.feed({.kind = Input::kComplete}).ok());
+  source.lose();
+  CHECK(source.brain.link() == LinkState::kUp);
+  CHECK(source.times(Effect::kShowLink) == 0);
+}
+
+TEST_CASE("a guest that is taken back has no link by that") {
+  Source source(after_pass());
+  source.to_paused();
+  REQUIRE(source.brain.link() == LinkState::kLost);
+  const std::size_t told = source.times(Effect::kShowLink);
+  REQUIRE(source.feed({.kind = Input::kTakeBack}).ok());
+  CHECK(source.times(Effect::kShowLink) == told);
+}
+
 MigrationOptions with_a_pause() {
   MigrationOptions options = after_pass();
   options.pause_before_switchover = true;

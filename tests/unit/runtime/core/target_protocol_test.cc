@@ -939,6 +939,32 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a pause by hand that is lifted is shown until the link is tied") {
+  End end;
+  end.run();
+  REQUIRE(end.word(Input::kPause).outcome.ok());
+  (void)end.control_ended();
+  REQUIRE(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+  REQUIRE(end.word(Input::kLetIn).outcome.ok());
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyPaused);
+  end.come_back(2);
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyRecover);
+  end.resume();
+  CHECK(end.brain.shown() == MigrationStatus::kPostcopyActive);
+}
+
+TEST_CASE("a source that was given up has no link by that") {
+  End end;
+  end.run();
+  (void)end.control_ended();
+  REQUIRE(end.give_up(SourceLoss::kPoison).outcome.ok());
+  (void)end.nothing_arrives(9);
+  const Fed settled = end.done(Job::kPoison);
+  REQUIRE(end.brain.state() == TargetState::kPoisoned);
+  CHECK_FALSE(settled.did(Effect::kShowLink));
+  CHECK(end.brain.link() == LinkState::kLost);
+}
+
 TEST_CASE("a loaded guest whose order is not here shows as a pause only when time is over") {
   End end;
   end.load();

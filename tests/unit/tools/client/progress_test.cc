@@ -54,6 +54,15 @@ long count(const std::string& text, char what) {
   return std::count(text.begin(), text.end(), what);
 }
 
+TEST_CASE("a link that is lost is said on the line, whatever the status") {
+  Paper paper;
+  Progress progress(paper.file(), false);
+  MoveView lost = view("postcopy-active", 0, 1U << 29U);
+  lost.source.set("x-towline", Json::object({{"link", "lost"}}));
+  progress.show(lost, base::Instant{});
+  CHECK(paper.text().find("the link is lost") != std::string::npos);
+}
+
 TEST_CASE("what the target has no room for is said once in full, and shortly on every line") {
   for (const bool terminal : {false, true}) {
     Paper paper;
